@@ -1,0 +1,1 @@
+"""Kernels, boot entries and kernel arguments as data."""

@@ -1,0 +1,1 @@
+"""Runs a transaction: plan, hooks, journal, recovery."""

@@ -1,0 +1,1 @@
+"""Durable steps, foreign trees, fs-verity, the merge of /etc."""

@@ -1,0 +1,294 @@
+"""The durable steps of a transaction: every sync, rename, link and removal that changes what a reboot would find.
+
+They all happen here, in the parent process, on one thread, each announced by name before it takes effect (``observe``), so that
+fault injectors, traces and crash tests speak the same step names:
+
+    write     a new file with its content, fsynced, at a temporary name
+    rename    a name takes effect (replacing, or refusing to)
+    symlink   a symbolic link is created at a temporary name
+    link      an unnamed file gets a name
+    mkdir     a directory appears
+    unlink    a name goes away
+    rmtree    a directory goes away with its content
+    patch     bytes of an existing file change in place
+    fsync     a file or directory reaches the medium
+    syncfs    a whole file system does
+
+Rules: content before name, name before whoever refers to it; the first error of a sync is final (Linux reports a lost write
+once), so nobody retries it. Paths are relative to a directory descriptor or absolute paths of our own; names that come from images
+never get here without ``fs.beneath``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from bootc_core.errors import StorageError
+
+StrPath = str | os.PathLike[str]
+
+_RENAME_NOREPLACE: Final = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+_observers: list[Callable[[str, str], None]] = []
+_CLASS: Final = {
+    errno.ENOSPC: ("SPC", "no space left", "free some space and run the command again; nothing was switched"),
+    errno.EDQUOT: ("SPC", "the disk quota is used up", "raise the quota and run the command again"),
+    errno.EROFS: ("RO", "the file system is read-only", "remount it writable, or check the disk"),
+    errno.EIO: ("IO", "the device reports an I/O error", "check the disk before anything else"),
+    errno.EACCES: ("ENV", "permission denied", "run as root, or as the owner of the sysroot"),
+    errno.EPERM: ("ENV", "permission denied", "run as root, or as the owner of the sysroot"),
+}
+
+
+@contextmanager
+def observe(observer: Callable[[str, str], None]) -> Iterator[None]:
+    """Call ``observer(step, path)`` before each durable step; what it raises happens instead of the step."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+def _announce(step: str, path: StrPath) -> None:
+    for observer in _observers:
+        observer(step, os.fspath(path))
+
+
+def storage_error(problem: OSError, doing: str, path: StrPath) -> StorageError:
+    """``problem`` as our error: what was being done, to which path, and what helps."""
+    number = problem.errno or 0
+    catalogue, found, hint = _CLASS.get(number, ("IO", os.strerror(number) if number else str(problem), None))
+    reference = {"SPC": "no-space", "RO": "read-only", "ENV": "no-permission"}.get(catalogue, "io-error")
+    return StorageError(
+        f"cannot {doing} {os.fspath(path)}", reference=reference, found=found, hint=hint, catalogue=catalogue
+    )
+
+
+@contextmanager
+def mapped(doing: str, path: StrPath) -> Iterator[None]:
+    """Turn ``OSError`` into ``StorageError`` naming the action and the path."""
+    try:
+        yield
+    except OSError as problem:
+        raise storage_error(problem, doing, path) from problem
+
+
+def fsync(path: StrPath) -> None:
+    """Bring a file or directory to the medium.
+
+    Raises:
+        StorageError: final for this run.
+    """
+    _announce("fsync", path)
+    with mapped("sync", path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def syncfs(path: StrPath) -> None:
+    """Bring everything on the file system of ``path`` to the medium.
+
+    Raises:
+        StorageError: final for this run.
+    """
+    _announce("syncfs", path)
+    with mapped("sync the file system of", path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _libc.syncfs(descriptor) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+        finally:
+            os.close(descriptor)
+
+
+def temporary_name(name: str) -> str:
+    """A fresh hidden name beside ``name``; leftovers are recognised by the prefix ``.bootc-tmp-``."""
+    return f".bootc-tmp-{secrets.token_hex(8)}-{name[:64]}"
+
+
+def rename(source: StrPath, target: StrPath) -> None:
+    """Give ``source`` the name ``target``, replacing what is there, atomically.
+
+    Raises:
+        StorageError: nothing changed.
+    """
+    _announce("rename", target)
+    with mapped("rename to", target):
+        os.rename(source, target)
+
+
+def rename_new(source: StrPath, target: StrPath) -> bool:
+    """Give ``source`` the name ``target`` unless that exists; False if it does.
+
+    Raises:
+        StorageError: nothing changed.
+    """
+    _announce("rename", target)
+    result = _libc.renameat2(-100, os.fsencode(source), -100, os.fsencode(target), _RENAME_NOREPLACE)
+    if result == 0:
+        return True
+    number = ctypes.get_errno()
+    if number == errno.EEXIST:
+        return False
+    if number == errno.EINVAL:  # the file system has no such flag
+        with mapped("rename to", target):
+            os.link(source, target)
+            os.unlink(source)
+        return True
+    raise storage_error(OSError(number, os.strerror(number)), "rename to", target)
+
+
+def write_file(path: StrPath, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:
+    """Replace the file at ``path`` by ``data``, atomically and (with ``sync``) durably: old or new, never torn.
+
+    Raises:
+        StorageError: the old file is untouched.
+    """
+    target = Path(path)
+    temporary = target.with_name(temporary_name(target.name))
+    _announce("write", target)
+    try:
+        with mapped("write", target):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+                os.fchmod(descriptor, mode)
+                if sync:
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        rename(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if sync:
+        fsync(target.parent)
+
+
+def symlink(target: str, path: StrPath, *, sync: bool = False) -> None:
+    """Make ``path`` a symbolic link to ``target``, atomically replacing a link that is there; one already right is left alone.
+
+    Raises:
+        StorageError: nothing changed.
+    """
+    place = Path(path)
+    try:
+        if place.readlink() == Path(target) and os.readlink(place) == target:
+            return
+    except OSError:
+        pass
+    temporary = place.with_name(temporary_name(place.name))
+    _announce("symlink", place)
+    with mapped("link", place):
+        os.symlink(target, temporary)
+    try:
+        rename(temporary, place)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if sync:
+        fsync(place.parent)
+
+
+def mkdir(path: StrPath, mode: int = 0o755, *, exist_ok: bool = True) -> None:
+    """Make one directory; an existing one is fine unless ``exist_ok`` is False.
+
+    Raises:
+        StorageError: something else is there, or it cannot be made.
+    """
+    place = Path(path)
+    if exist_ok and place.is_dir():
+        return
+    _announce("mkdir", place)
+    with mapped("make the directory", place):
+        place.mkdir(mode, exist_ok=exist_ok)
+        place.chmod(mode)
+
+
+def unlink(path: StrPath, *, missing_ok: bool = True) -> None:
+    """Remove a name.
+
+    Raises:
+        StorageError: it is still there.
+    """
+    _announce("unlink", path)
+    with mapped("remove", path):
+        Path(path).unlink(missing_ok=missing_ok)
+
+
+def rmtree(path: StrPath) -> None:
+    """Remove a directory with all that is in it, never following a link and never leaving the file system; missing is fine.
+
+    Raises:
+        StorageError: some of it may be left.
+    """
+    place = Path(path)
+    try:
+        info = place.lstat()
+    except FileNotFoundError:
+        return
+    _announce("rmtree", place)
+    with mapped("remove", place):
+        if stat.S_ISDIR(info.st_mode):
+            _remove_below(os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC), info.st_dev)
+            place.rmdir()
+        else:
+            place.unlink()
+
+
+def _remove_below(descriptor: int, device: int) -> None:
+    try:
+        with os.scandir(descriptor) as listing:
+            names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in listing]
+        for name, is_directory in names:
+            if not is_directory:
+                os.unlink(name, dir_fd=descriptor)
+                continue
+            child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+            if os.fstat(child).st_dev != device:
+                os.close(child)
+                raise OSError(errno.EXDEV, "something is mounted there")
+            mode = os.fstat(child).st_mode
+            if mode & 0o700 != 0o700:  # an ordinary user's copy of a directory such as 0500
+                os.fchmod(child, stat.S_IMODE(mode) | 0o700)
+            _remove_below(child, device)
+            os.rmdir(name, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def patch(path: StrPath, offset: int, data: bytes) -> None:
+    """Overwrite ``data`` at ``offset`` of an existing file in place, and sync it: one write within one 512-byte sector.
+
+    This is the atomic step on FAT, where no rename is safe.
+
+    Raises:
+        StorageError: before anything changed, or final.
+        ValueError: the bytes would touch two sectors.
+    """
+    if offset // 512 != (offset + len(data) - 1) // 512:
+        raise ValueError("a patch must stay within one sector")
+    _announce("patch", path)
+    with mapped("change", path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            if os.pwrite(descriptor, data, offset) != len(data):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,69 @@
+"""What a plugin offers, told once after loading: names to choose by, and read-only functions that are cheap and synchronous.
+
+Actions are hooks; offers only answer "is this yours?" and "what is there?". They run in ``status``, which imports no trio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bootc_core.models.boot import BootPlan, PresentEntry
+    from bootc_core.models.host import HostStatus
+    from bootc_core.models.reference import ImageReference
+    from bootc_core.models.sysroot import Sysroot
+
+
+@dataclass(frozen=True, slots=True)
+class TransportOffer:
+    """The transports whose references the plugin's ``bootc_resolve`` and ``bootc_fetch`` take."""
+
+    name: str
+    transports: tuple[str, ...]  # values of models.reference.Transport, e.g. ("registry",)
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOffer:
+    """A storage backend.
+
+    Attributes:
+        name: for ``--backend`` and messages.
+        claims: does this sysroot hold the backend's deployments? Never raises for foreign content.
+        read_host: status of the sysroot from its own records and the boot entries that the bootloader reads
+            (first boots next). Offline, the entry that boots next fills ``booted``.
+        tracked: digest that the tracked reference had when the deployment that boots next was fetched (the index's
+            where there is one), or None: what ``--check`` compares.
+        bootloader: the bootloader recorded with the deployments, or None.
+    """
+
+    name: str
+    claims: Callable[[Sysroot], bool]
+    read_host: Callable[[Sysroot, Sequence[PresentEntry]], HostStatus]
+    tracked: Callable[[Sysroot, ImageReference], str | None]
+    bootloader: Callable[[Sysroot], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class BootloaderOffer:
+    """A bootloader.
+
+    Attributes:
+        name: for configuration, ``--bootloader`` and status.
+        read_entries: the entries on the boot partition, in menu order, first boots next. Damaged ones are left out
+            and reported through ``warn``.
+        preflight: raises ``BootError`` or ``StorageError`` if the plan cannot be made effective (space, names, a pinned
+            foreign default); called at the end of staging, before anything is written.
+    """
+
+    name: str
+    read_entries: Callable[[Sysroot, Callable[[str], None]], Sequence[PresentEntry]]
+    preflight: Callable[[Sysroot, BootPlan], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOffer:
+    """A signature policy whose ``bootc_verify`` is asked about every image."""
+
+    name: str

@@ -1,0 +1,85 @@
+"""Bounds on everything that is not ours: one table, with units and reasons.
+
+A bound is hit before memory or disk is used for what exceeds it, and the error names the bound. Values are generous for real
+images (the largest public operating system images have some 150,000 entries in 100 layers) and small for an attacker.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# Documents (JSON, TOML)
+MANIFEST_BYTES: Final = 4 * MIB  # what registries must accept, and all clients' cap
+CONFIG_BYTES: Final = 4 * MIB  # image configuration
+ERROR_BODY_BYTES: Final = 64 * KIB  # of an HTTP error reply; more is never shown
+TOKEN_BYTES: Final = 1 * MIB  # token server reply
+SETTINGS_FILE_BYTES: Final = 1 * MIB  # policy.json, auth.json, drop-ins, kargs.d
+JSON_DEPTH: Final = 64  # nesting; deepest real document has 8
+JSON_DIGITS: Final = 19  # an integer fits in 64 bits
+ANNOTATION_BYTES: Final = 256 * KIB  # all labels or annotations of one document together
+
+# Image structure
+INDEX_ENTRIES: Final = 1000
+INDEX_DEPTH: Final = 2  # an index in an index is legal, a third is a loop
+LAYERS: Final = 500
+ENTRIES: Final = 2_000_000  # members of all layers together
+LAYER_BYTES: Final = 64 * GIB  # one layer, uncompressed
+IMAGE_BYTES: Final = 256 * GIB  # all layers, uncompressed
+RATIO: Final = 1100  # gzip's own maximum is 1032; zstd reaches more only on empty data
+RATIO_FREE_BYTES: Final = 256 * MIB  # below this much output no ratio is looked at
+
+# Tar
+NAME_BYTES: Final = 255  # one component
+PATH_BYTES: Final = 4096
+DEPTH: Final = 256  # directory levels
+LINK_BYTES: Final = 4095  # a symbolic link's target, as Linux and EROFS have it
+PAX_BYTES: Final = 1 * MIB  # one extended header
+EXTENSIONS: Final = 16  # extended headers in front of one member
+XATTRS: Final = 256  # of one member
+XATTR_NAME_BYTES: Final = 255
+XATTR_VALUE_BYTES: Final = 64 * KIB - 1
+XATTRS_BYTES: Final = 32 * KIB  # names and values of one member, as composefs bounds it
+END_PADDING_BYTES: Final = 16 * MIB  # zeros after the end of the archive (tar pads to a record)
+
+# Decompression
+ZSTD_WINDOW_LOG: Final = 27  # 128 MiB, what `zstd --long` writes and every decoder accepts
+FRAMES: Final = 1_000_000  # gzip members or zstd frames of one blob
+CHUNK_BYTES: Final = 256 * KIB  # read at once
+OUTPUT_CHUNK_BYTES: Final = 1 * MIB  # decompressed at once: a bomb cannot grow memory beyond it
+
+# HTTP
+HTTP_HEAD_BYTES: Final = 64 * KIB  # status line and headers
+HTTP_HEADERS: Final = 128
+HTTP_LINE_BYTES: Final = 16 * KIB
+REDIRECTS: Final = 5
+CONNECT_TIMEOUT_S: Final = 30.0
+READ_TIMEOUT_S: Final = 60.0  # silence on a connection
+RETRIES: Final = 5  # of an idempotent request
+RETRY_WAIT_MAX_S: Final = 60.0  # also caps Retry-After
+
+# Workers
+WORKERS: Final = 8  # at most; otherwise one a core
+WORKER_LINE_BYTES: Final = 1 * MIB  # of JSON from a worker
+WORKER_STDERR_BYTES: Final = 64 * KIB
+WORKER_MEMORY_BYTES: Final = 1 * GIB  # address space above this ends a worker
+SPOOL_LAYER_BYTES: Final = 32 * MIB  # larger layers are kept while they arrive, so that a pull resumes at the byte
+
+# Phases, hooks
+PHASE_TIMEOUT_S: Final = 6 * 3600.0  # a slow line may take hours
+FINALIZE_TIMEOUT_S: Final = 300.0
+HOOK_TIMEOUT_S: Final = 60.0
+HOOK_OUTPUT_BYTES: Final = 64 * KIB
+HOOK_TERM_GRACE_S: Final = 5.0
+HOLD_MAX_S: Final = 14 * 24 * 3600.0  # no gate holds an update longer
+EVENT_QUEUE: Final = 1024
+JOURNAL_BYTES: Final = 16 * MIB
+
+# Boot
+KARGS_BYTES: Final = 2048  # the smallest COMMAND_LINE_SIZE among supported architectures
+BOOT_ENTRY_BYTES: Final = 16 * KIB
+BOOT_ENTRIES: Final = 256
+KERNEL_BYTES: Final = 1 * GIB  # kernel or initrd

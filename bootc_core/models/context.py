@@ -1,0 +1,80 @@
+"""The one context that every hook receives: immutable, serialisable, the same in process, child process and site script."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+from bootc_core.models.base import Digest, Model
+
+
+class Phase(StrEnum):
+    """The phases of a transaction, in order; ``rollback`` stands alone."""
+
+    FETCH = "fetch"
+    VERIFY = "verify"
+    STAGE = "stage"
+    FINALIZE = "finalize"
+    ROLLBACK = "rollback"
+
+
+class Operation(StrEnum):
+    """The command that started the transaction."""
+
+    SWITCH = "switch"
+    UPGRADE = "upgrade"
+    ROLLBACK = "rollback"
+    FINALIZE = "finalize"
+
+
+class SignatureMode(StrEnum):
+    """How an image has to be accepted."""
+
+    POLICY = "policy"  # policy.json decides
+    ENFORCE = "enforce"  # policy.json decides, and must not accept just anything
+    INSECURE = "insecure"  # --no-signature-verification
+
+
+class ImageSummary(Model):
+    """What a hook needs to know of an image: where from, which bytes, which version."""
+
+    reference: str  # as the administrator wrote it, transport included, e.g. "docker://quay.io/x/y:1"
+    digest: Digest | None = None  # of the instance's manifest
+    version: str | None = None
+    labels: dict[str, str] = {}
+
+
+class Context(Model):
+    """One transaction, as hooks see it.
+
+    Attributes:
+        transaction: unique identifier, sortable by time.
+        operation: the command.
+        phase: the phase in which the hook is called.
+        sysroot: absolute path of the physical root that is changed.
+        live: the sysroot belongs to the running system.
+        config_root: where policy, registries and configuration come from.
+        from_image: what boots now, if anything does.
+        to_image: what shall boot; digest, version and labels are known from the end of ``fetch`` on.
+        signature: how the image has to be accepted.
+        started_at: start of the transaction, with time zone.
+        deadline: when the current phase is given up.
+        reason: free text of the administrator or of the timer.
+        dry_run: nothing will be changed.
+        resumed: an earlier run of the same purpose was interrupted.
+    """
+
+    transaction: str
+    operation: Operation
+    phase: Phase
+    sysroot: str
+    live: bool
+    config_root: str = "/"
+    from_image: ImageSummary | None = None
+    to_image: ImageSummary | None = None
+    signature: SignatureMode = SignatureMode.POLICY
+    started_at: datetime
+    deadline: datetime | None = None
+    reason: str = ""
+    dry_run: bool = False
+    resumed: bool = False

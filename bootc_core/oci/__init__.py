@@ -1,0 +1,1 @@
+"""Image layers: reading, checking, merging."""

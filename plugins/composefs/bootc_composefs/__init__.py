@@ -1,0 +1,1 @@
+"""composefs plugin."""
