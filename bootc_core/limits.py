@@ -23,6 +23,7 @@ JSON_DIGITS: Final = 19  # an integer fits in 64 bits
 ANNOTATION_BYTES: Final = 256 * KIB  # all labels or annotations of one document together
 
 # Image structure
+REFERENCE_CHARS: Final = 255  # registry and repository together, as other tools bound a name
 INDEX_ENTRIES: Final = 1000
 INDEX_DEPTH: Final = 2  # an index in an index is legal, a third is a loop
 LAYERS: Final = 500
@@ -58,6 +59,8 @@ HTTP_LINE_BYTES: Final = 16 * KIB
 REDIRECTS: Final = 5
 CONNECT_TIMEOUT_S: Final = 30.0
 READ_TIMEOUT_S: Final = 60.0  # silence on a connection
+SLOW_BYTES_PER_S: Final = 1 * KIB  # a connection below this ...
+SLOW_WINDOW_S: Final = 30.0  # ... for so long is given up (a server may drip forever)
 RETRIES: Final = 5  # of an idempotent request
 RETRY_WAIT_MAX_S: Final = 60.0  # also caps Retry-After
 
@@ -71,7 +74,10 @@ SPOOL_LAYER_BYTES: Final = 32 * MIB  # larger layers are kept while they arrive,
 # Phases, hooks
 PHASE_TIMEOUT_S: Final = 6 * 3600.0  # a slow line may take hours
 FINALIZE_TIMEOUT_S: Final = 300.0
-HOOK_TIMEOUT_S: Final = 60.0
+HOOK_TIMEOUT_S: Final = 60.0  # one site script
+GATE_TIMEOUT_S: Final = 120.0  # all of a plugin's gates of one phase
+PARTICIPANT_TIMEOUT_S: Final = 600.0  # all that a plugin does before or after a phase
+VERIFY_TIMEOUT_S: Final = 120.0  # one policy, network included
 HOOK_OUTPUT_BYTES: Final = 64 * KIB
 HOOK_TERM_GRACE_S: Final = 5.0
 HOLD_MAX_S: Final = 14 * 24 * 3600.0  # no gate holds an update longer
