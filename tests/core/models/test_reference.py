@@ -420,7 +420,8 @@ registry_name = st.builds(  # without a registry, a dot would make the first par
     suffix,
 )
 file_path = st.from_regex(r"(/[A-Za-z0-9._ +@-]{1,12}[A-Za-z0-9]){1,4}", fullmatch=True)
-selector = st.one_of(st.just(""), st.builds(":{}".format, component), st.just(":@12"))
+simple = st.from_regex(r"[a-z0-9]{1,5}([._-][a-z0-9]{1,4}){0,2}", fullmatch=True)
+selector = st.one_of(st.just(""), st.builds(":{}".format, simple), st.just(":@12"))
 reference = st.one_of(
     st.builds(ImageReference, st.just(Transport.REGISTRY), registry_name),
     st.builds(
