@@ -118,7 +118,12 @@ class TransportError(BootcError):
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(
-            message, reference=reference, expected=expected, found=found, hint=hint, catalogue=catalogue
+            message,
+            reference=reference,
+            expected=expected,
+            found=found,
+            hint=hint,
+            catalogue=catalogue,
         )
         self.retryable = retryable
         self.retry_after_s = retry_after_s
@@ -185,14 +190,14 @@ class TransactionError(BootcError):
     default_catalogue = "STATE"
 
 
-class Denied(BootcError):  # noqa: N818 - an answer, not a failure
+class Denied(BootcError):
     """A gate said no. Raised by the engine only."""
 
     default_reference = "denied"
     default_catalogue = "HOOK"
 
 
-class Held(BootcError):  # noqa: N818 - an answer, not a failure
+class Held(BootcError):
     """A gate asked to wait. Raised by the engine only; ``until`` is an RFC 3339 time."""
 
     default_reference = "held"

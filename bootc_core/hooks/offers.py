@@ -36,6 +36,7 @@ class BackendOffer:
         tracked: digest that the tracked reference had when the deployment that boots next was fetched (the index's
             where there is one), or None: what ``--check`` compares.
         bootloader: the bootloader recorded with the deployments, or None.
+        manifest: the raw manifest of a deployed image by its digest, or None: for the difference of layers.
     """
 
     name: str
@@ -43,6 +44,7 @@ class BackendOffer:
     read_host: Callable[[Sysroot, Sequence[PresentEntry]], HostStatus]
     tracked: Callable[[Sysroot, ImageReference], str | None]
     bootloader: Callable[[Sysroot], str | None]
+    manifest: Callable[[Sysroot, str], bytes | None]
 
 
 @dataclass(frozen=True, slots=True)

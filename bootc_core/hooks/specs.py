@@ -90,7 +90,9 @@ async def bootc_verify(context: Context, image: FetchedImage) -> PolicyAnswer | 
 
 
 @hookspec
-async def bootc_stage(context: Context, image: VerifiedImage, sysroot: Sysroot, emit: Emit) -> StagedDeployment | None:
+async def bootc_stage(
+    context: Context, image: VerifiedImage, sysroot: Sysroot, emit: Emit
+) -> StagedDeployment | None:
     """Write a complete deployment beside the others, and sync it; nothing that boots is touched.
 
     Every layer byte is hashed against its descriptor and diffID before its content gets a final name. Killed at any
@@ -104,7 +106,9 @@ async def bootc_stage(context: Context, image: VerifiedImage, sysroot: Sysroot, 
 
 
 @hookspec
-async def bootc_finalize(context: Context, sysroot: Sysroot, staged: StagedDeployment, emit: Emit) -> BootPlan | None:
+async def bootc_finalize(
+    context: Context, sysroot: Sysroot, staged: StagedDeployment, emit: Emit
+) -> BootPlan | None:
     """Merge ``/etc`` into the staged deployment and say which entries shall boot. Idempotent.
 
     Live, this runs at shutdown without network. The bootloader then makes the plan effective.
@@ -136,10 +140,13 @@ async def bootc_rollback(context: Context, sysroot: Sysroot) -> BootPlan | None:
 
 
 @hookspec
-async def bootc_discard(context: Context, sysroot: Sysroot, staged: StagedDeployment | None) -> bool | None:
+async def bootc_discard(
+    context: Context, sysroot: Sysroot, staged: StagedDeployment | None
+) -> BootPlan | None:
     """Drop what a failed or superseded run staged; ``None`` for ``staged``: whatever is found half-made. Idempotent.
 
-    Finished layers are kept for the next run.
+    Finished layers are kept for the next run. The answer is the plan of what remains (the entries that boot now, without
+    the discarded one), which the bootloader then makes effective, so that half-made entries vanish. None: nothing boots yet.
     """
     raise AssertionError
 

@@ -90,7 +90,9 @@ def _check_depth(data: bytes) -> None:
             depth -= 1
 
 
-def parse_json(data: bytes, what: str, *, error: type[BootcError] = ContentError, catalogue: str = "INT") -> Any:
+def parse_json(
+    data: bytes, what: str, *, error: type[BootcError] = ContentError, catalogue: str = "INT"
+) -> Any:
     """The value of a strict JSON document.
 
     Refused: duplicate keys, ``NaN`` and ``Infinity``, integers beyond 64 bits, a byte order mark, text that is not
@@ -115,10 +117,15 @@ def parse_json(data: bytes, what: str, *, error: type[BootcError] = ContentError
             parse_int=_integer,
         )
         if b"\\u" in data or b"\\U" in data:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")  # an unpaired surrogate fails here
+            json.dumps(value, ensure_ascii=False).encode(
+                "utf-8"
+            )  # an unpaired surrogate fails here
     except (ValueError, RecursionError) as problem:
         raise error(
-            f"{what} is not valid JSON", reference="bad-json", found=printable(str(problem)), catalogue=catalogue
+            f"{what} is not valid JSON",
+            reference="bad-json",
+            found=printable(str(problem)),
+            catalogue=catalogue,
         ) from None
     return value
 
@@ -127,7 +134,12 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def validate(
-    model: type[M], value: Any, what: str, *, error: type[BootcError] = ContentError, catalogue: str = "INT"
+    model: type[M],
+    value: Any,
+    what: str,
+    *,
+    error: type[BootcError] = ContentError,
+    catalogue: str = "INT",
 ) -> M:
     """``value`` as ``model``, or our error with the path of the first problem and the number of the others.
 

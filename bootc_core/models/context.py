@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 
+from pydantic import Field
+
 from bootc_core.models.base import Digest, Model
 
 
@@ -38,10 +40,12 @@ class SignatureMode(StrEnum):
 class ImageSummary(Model):
     """What a hook needs to know of an image: where from, which bytes, which version."""
 
-    reference: str  # as the administrator wrote it, transport included, e.g. "docker://quay.io/x/y:1"
+    reference: (
+        str  # as the administrator wrote it, transport included, e.g. "docker://quay.io/x/y:1"
+    )
     digest: Digest | None = None  # of the instance's manifest
     version: str | None = None
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
 
 
 class Context(Model):

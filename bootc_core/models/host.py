@@ -87,6 +87,7 @@ class Deployment:
     ostree: OstreeInfo | None = None
     composefs: ComposefsInfo | None = None
     accepted: str | None = None  # one line: which policy accepted it, by which rule
+    signature_mode: str | None = None  # value of context.SignatureMode it was deployed with
 
     def to_json(self) -> dict[str, Any]:
         """The ``BootEntry`` object."""
@@ -158,11 +159,17 @@ class HostStatus:
         if self.other:
             status["otherDeployments"] = [entry.to_json() for entry in self.other]
         if self.usr_overlay:
-            status["usrOverlay"] = {"accessMode": self.usr_overlay[0], "persistence": self.usr_overlay[1]}
+            status["usrOverlay"] = {
+                "accessMode": self.usr_overlay[0],
+                "persistence": self.usr_overlay[1],
+            }
         return {
             "apiVersion": "org.containers.bootc/v1",
             "kind": "BootcHost",
             "metadata": {"name": "host"},
-            "spec": {"bootOrder": "rollback" if self.rollback_queued else "default", "image": image.to_json() if image else None},
+            "spec": {
+                "bootOrder": "rollback" if self.rollback_queued else "default",
+                "image": image.to_json() if image else None,
+            },
             "status": status,
         }

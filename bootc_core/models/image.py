@@ -163,7 +163,9 @@ class VerifiedImage:
             raise TypeError("only the engine makes a VerifiedImage")
 
     @classmethod
-    def _accept(cls, image: FetchedImage, answers: tuple[tuple[str, PolicyAnswer], ...]) -> VerifiedImage:
+    def _accept(
+        cls, image: FetchedImage, answers: tuple[tuple[str, PolicyAnswer], ...]
+    ) -> VerifiedImage:
         return cls(image, answers, _ENGINE)
 
 

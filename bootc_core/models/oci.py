@@ -174,7 +174,9 @@ def sniff(raw: bytes, content_type: str, what: str) -> tuple[str, dict[str, Any]
     """
     value = parse_json(raw, what)
     if not isinstance(value, dict):
-        raise ContentError(f"{what} is not a JSON object", reference="bad-document", catalogue="INT")
+        raise ContentError(
+            f"{what} is not a JSON object", reference="bad-document", catalogue="INT"
+        )
     if value.get("schemaVersion") == 1 or "fsLayers" in value:
         raise ContentError(
             f"{what} is a Docker schema 1 manifest",
@@ -184,7 +186,9 @@ def sniff(raw: bytes, content_type: str, what: str) -> tuple[str, dict[str, Any]
     has_index, has_manifest = "manifests" in value, "layers" in value or "config" in value
     if has_index and has_manifest:
         raise ContentError(
-            f"{what} claims to be a manifest and an index at once", reference="ambiguous-document", catalogue="INT"
+            f"{what} claims to be a manifest and an index at once",
+            reference="ambiguous-document",
+            catalogue="INT",
         )
     named = value.get("mediaType", "")
     if not isinstance(named, str):

@@ -1,0 +1,341 @@
+"""``bootc switch``, ``upgrade`` and ``rollback``: requests to the engine, outcomes to words.
+
+What scripts match is printed in the original's words, results on standard output, talk on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from bootc_core.cli import common
+from bootc_core.engine import orchestrator, plan, sysroots
+from bootc_core.engine.orchestrator import Outcome
+from bootc_core.engine.sysroots import Storage
+from bootc_core.errors import BootcError, TransactionError, UsageError, printable
+from bootc_core.hooks.calls import Hooks
+from bootc_core.hooks.manager import Plugins
+from bootc_core.models.context import Operation, SignatureMode
+from bootc_core.models.host import HostStatus
+from bootc_core.models.image import FetchedImage
+from bootc_core.models.oci import Manifest, RawDocument, parse_manifest
+from bootc_core.models.reference import ImageReference, Transport
+from bootc_core.render import difference, progress
+from bootc_core.render.status import to_text
+
+T = TypeVar("T")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _single(problem: BaseException) -> BaseException:
+    """The error of ours in a nursery's group; the orchestrator's errors come one at a time."""
+    while isinstance(problem, BaseExceptionGroup):
+        ours = [inner for inner in problem.exceptions if not isinstance(inner, trio.Cancelled)]
+        problem = next((inner for inner in ours if isinstance(inner, BootcError)), ours[0])
+    return problem
+
+
+async def _interruptible(work: Callable[[], Awaitable[T]]) -> T:
+    """Run ``work``; SIGINT, SIGTERM and SIGHUP cancel it, and it cleans up before it ends."""
+    caught: list[int] = []
+    result: list[T] = []
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                async for number in signals:
+                    caught.append(number)
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            result.append(await work())
+            nursery.cancel_scope.cancel()
+    if result:
+        return result[0]
+    name = signal.Signals(caught[0]).name if caught else "a signal"
+    raise TransactionError(
+        f"stopped by {name}",
+        reference="interrupted",
+        hint="nothing was switched; the next run goes on from the layers that are complete",
+        catalogue="INTR",
+    )
+
+
+def _run(work: Callable[[], Awaitable[T]]) -> T:
+    try:
+        return trio.run(_interruptible, work)
+    except BaseExceptionGroup as group:
+        raise _single(group) from group
+
+
+def _need_host(arguments: argparse.Namespace) -> None:
+    if arguments.sysroot is None:
+        raise sysroots.no_host_error()
+    if arguments.apply:
+        raise UsageError(
+            "--apply reboots the running host and cannot be used with --sysroot",
+            hint="leave --apply out; what was staged boots next",
+        )
+
+
+def _existing(arguments: argparse.Namespace) -> tuple[Plugins, Storage]:
+    settings, plugins = common.load(arguments)
+    sysroot = common.sysroot_of(arguments)
+    if sysroot is None:
+        raise sysroots.no_host_error()
+    storage = sysroots.open_storage(sysroot, plugins, settings)
+    if storage is None:
+        raise UsageError(
+            f"nothing is deployed in {printable(str(sysroot.path))}",
+            reference="no-source",
+            hint="bootc switch --sysroot DIR IMAGE deploys the first image",
+        )
+    return plugins, storage
+
+
+def _mode(host: HostStatus) -> SignatureMode | None:
+    for slot in (host.staged, host.booted):
+        if slot is not None and slot.image is not None:
+            return (
+                SignatureMode(slot.signature_mode) if slot.signature_mode else SignatureMode.POLICY
+            )
+    return None
+
+
+def _target_signature(target: plan.Target, host: HostStatus) -> SignatureMode:
+    """Switched-off verification is kept for the repository it was switched off for, and for no other."""
+    if target.signature is not SignatureMode.INSECURE or target.operation is Operation.SWITCH:
+        return target.signature
+    image = host.spec_image
+    same = image is not None and plan.repository_of(plan.reference_of(image)) == plan.repository_of(
+        target.reference
+    )
+    return target.signature if same else SignatureMode.POLICY
+
+
+def _old_manifest(storage: Storage, host: HostStatus) -> Manifest | None:
+    image = host.booted.image if host.booted else None
+    if image is None:
+        return None
+    raw = storage.backend.offer.manifest(storage.sysroot, image.image_digest)
+    return (
+        parse_manifest(RawDocument("", raw), "the booted image's manifest")
+        if raw is not None
+        else None
+    )
+
+
+def _show_image(image: FetchedImage) -> None:
+    if image.config.version:
+        _say(f"  Version: {printable(image.config.version)}")
+    _say(f"  Digest: {image.digest}")
+
+
+def _report(outcome: Outcome, reference: ImageReference, storage: Storage) -> None:
+    name = reference.display()
+    match outcome.kind:
+        case "unchanged":
+            _say("No update available.")
+        case "present":
+            _say("Staged update present, not changed")
+        case "locked" | "staged":
+            _say("Image downloaded, but will not be applied on reboot")
+        case "unlocked":
+            _say("Staged deployment will now be applied on reboot")
+        case _:
+            _say(f"Queued for next boot: {name}")
+    if outcome.kind in {"queued", "staged"} and outcome.image is not None:
+        _show_image(outcome.image)
+        if outcome.host_before is not None and outcome.host_before.booted is not None:
+            before = outcome.host_before.booted.image
+            if before is not None and before.image_digest != outcome.image.digest:
+                _say(
+                    difference.layers(
+                        _old_manifest(storage, outcome.host_before), outcome.image.manifest
+                    )
+                )
+
+
+def _observers(arguments: argparse.Namespace) -> list[tuple[str, Callable[..., None]]]:
+    terminal = sys.stderr.isatty()
+    return [
+        (
+            "terminal",
+            progress.observer(
+                sys.stderr, quiet=getattr(arguments, "quiet", False), terminal=terminal
+            ),
+        )
+    ]
+
+
+def switch(arguments: argparse.Namespace) -> int:
+    """``bootc switch``."""
+    transport = (
+        Transport.REGISTRY if arguments.transport == "docker" else Transport(arguments.transport)
+    )
+    reference = ImageReference.make(transport, arguments.target)
+    _need_host(arguments)
+    settings, plugins = common.load(arguments)
+    orchestrator.check_providers(plugins)
+    plugins.transport(reference.transport.value)
+    sysroot = common.sysroot_of(arguments)
+    if sysroot is None:
+        raise sysroots.no_host_error()
+    storage = sysroots.create_storage(
+        sysroot, plugins, settings, backend=arguments.backend, bootloader=arguments.bootloader
+    )
+    mode = (
+        SignatureMode.INSECURE
+        if arguments.no_signature_verification
+        else SignatureMode.ENFORCE
+        if arguments.enforce_container_sigpolicy
+        else SignatureMode.POLICY
+    )
+
+    async def work() -> int:
+        async with orchestrator.transaction(
+            plugins,
+            storage,
+            _observers(arguments),
+            Operation.SWITCH,
+            str(reference),
+            mode,
+            reason=arguments.reason,
+        ) as (run, host):
+            target = plan.plan_switch(
+                reference,
+                host,
+                _mode(host),
+                insecure=arguments.no_signature_verification,
+                enforce=arguments.enforce_container_sigpolicy,
+            )
+            if target is None:
+                _say("Image specification is unchanged.")
+                return 0
+            outcome = await orchestrator.deploy(run, host, target)
+        _report(outcome, reference, storage)
+        return 0
+
+    return _run(work)
+
+
+def _upgrade_flags(arguments: argparse.Namespace) -> None:
+    pairs = (
+        ("check", "apply"),
+        ("check", "download_only"),
+        ("check", "from_downloaded"),
+        ("apply", "download_only"),
+        ("from_downloaded", "download_only"),
+    )
+    for first, second in pairs:
+        if getattr(arguments, first) and getattr(arguments, second):
+            one, two = (f"--{name.replace('_', '-')}" for name in (first, second))
+            raise UsageError(f"the argument {one} cannot be used with {two}")
+
+
+def upgrade(arguments: argparse.Namespace) -> int:
+    """``bootc upgrade``."""
+    _upgrade_flags(arguments)
+    _need_host(arguments)
+    plugins, storage = _existing(arguments)
+    if arguments.check:
+        return _run(lambda: _check(arguments, plugins, storage))
+    if arguments.from_downloaded:
+        return _run(lambda: _from_downloaded(arguments, plugins, storage))
+    orchestrator.check_providers(plugins)
+
+    async def work() -> int:
+        seen = storage.read_host(lambda message: None)
+        target = plan.plan_upgrade(seen, _mode(seen), arguments.tag)
+        async with orchestrator.transaction(
+            plugins,
+            storage,
+            _observers(arguments),
+            Operation.UPGRADE,
+            str(target.reference),
+            _target_signature(target, seen),
+            reason=arguments.reason,
+        ) as (run, host):
+            # planned again under the lock: another run may have changed the host meanwhile
+            target = plan.plan_upgrade(host, _mode(host), arguments.tag)
+            outcome = await orchestrator.deploy(
+                run, host, target, download_only=arguments.download_only
+            )
+        _report(outcome, target.reference, storage)
+        return 0
+
+    return _run(work)
+
+
+async def _from_downloaded(
+    arguments: argparse.Namespace, plugins: Plugins, storage: Storage
+) -> int:
+    notice = orchestrator.read_notice(storage)
+    if notice is None:
+        raise UsageError(
+            "No staged deployment found",
+            reference="nothing-staged",
+            hint="bootc upgrade --download-only stages one",
+        )
+    async with orchestrator.transaction(
+        plugins, storage, _observers(arguments), Operation.UPGRADE, "", reason=arguments.reason
+    ) as (run, host):
+        await orchestrator.finalize_staged(run, host, notice)
+    if notice.locked:
+        _say("Staged deployment will now be applied on reboot")
+    else:
+        _say("Staged deployment is already set to apply on reboot")
+    return 0
+
+
+async def _check(arguments: argparse.Namespace, plugins: Plugins, storage: Storage) -> int:
+    """Tell whether there is an update: one HEAD request when there is none; changes nothing, takes no lock."""
+    host = storage.read_host(lambda message: None)
+    target = plan.plan_upgrade(host, _mode(host), arguments.tag)
+    name = target.reference.display()
+    context = orchestrator.checking_context(storage, target, arguments.reason)
+    hooks = Hooks(plugins)
+    provider = plugins.transport(target.reference.transport.value).plugin
+    digest = await hooks.resolve(provider, context, target.reference)
+    if digest is not None and digest == storage.backend.offer.tracked(
+        storage.sysroot, target.reference
+    ):
+        _say(f"No changes in: {name}")
+        return 0
+    image = await hooks.fetch(provider, context, target.reference)
+    booted = host.booted.image if host.booted else None
+    if booted is not None and booted.image_digest == image.digest:
+        _say(f"No changes in: {name}")
+        return 0
+    _say(f"Update available for: {name}")
+    _show_image(image)
+    _say(difference.layers(_old_manifest(storage, host), image.manifest))
+    return 0
+
+
+def rollback(arguments: argparse.Namespace) -> int:
+    """``bootc rollback``."""
+    _need_host(arguments)
+    plugins, storage = _existing(arguments)
+
+    async def work() -> int:
+        async with orchestrator.transaction(
+            plugins, storage, _observers(arguments), Operation.ROLLBACK, ""
+        ) as (run, host):
+            outcome = await orchestrator.roll_back(run, host)
+        after = storage.read_host(lambda message: None)
+        _say("Next boot: rollback deployment")
+        if outcome.kind == "rolled-back" and sys.stdout.isatty():
+            _say("")
+            _say(to_text(after.booted_only()).rstrip())
+        return 0
+
+    return _run(work)

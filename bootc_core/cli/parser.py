@@ -1,0 +1,197 @@
+"""The argument parser: every command, flag and conflict, as the original has them; completion scripts are made from it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+TRANSPORTS = (
+    "registry",
+    "docker",
+    "oci",
+    "oci-archive",
+    "docker-archive",
+    "containers-storage",
+    "dir",
+    "docker-daemon",
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Names the nearest command or flag when one is mistyped; exit status 2."""
+
+    def error(self, message: str) -> Any:
+        """Print ``message`` with a suggestion and exit with status 2."""
+        import difflib
+
+        if "invalid choice" in message or "unrecognized arguments" in message:
+            words = message.replace("'", " ").replace(",", " ").split()
+            typed = words[words.index("choice:") + 1] if "choice:" in words else words[-1]
+            known = [
+                name
+                for action in self._actions
+                for name in (*action.option_strings, *(action.choices or ()))
+            ]
+            if near := difflib.get_close_matches(typed, [str(name) for name in known], 1):
+                message += f"; did you mean {near[0]}?"
+        super().error(message)
+
+
+def _sysroot(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("where")
+    group.add_argument(
+        "--sysroot",
+        metavar="DIR",
+        type=Path,
+        help="physical root to work on instead of the booted host",
+    )
+    group.add_argument(
+        "--boot-dir", metavar="DIR", type=Path, help="ESP or boot partition (default: DIR/boot)"
+    )
+    group.add_argument(
+        "--config-root",
+        metavar="DIR",
+        type=Path,
+        help="take policy, registries, hooks and settings from DIR (default: /)",
+    )
+
+
+def _deploying(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--quiet", action="store_true", help="hide progress bars")
+    command.add_argument("--reason", default="", help="free text that hooks and the journal see")
+
+
+def _upgrade(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--check", action="store_true", help="only tell whether there is an update"
+    )
+    command.add_argument(
+        "--apply", action="store_true", help="reboot into the update (a running host only)"
+    )
+    command.add_argument(
+        "--download-only", action="store_true", help="stage the update without making it boot"
+    )
+    command.add_argument(
+        "--from-downloaded",
+        action="store_true",
+        help="make what is staged boot next, without network access",
+    )
+    command.add_argument("--tag", metavar="TAG", help="follow another tag of the same repository")
+    _deploying(command)
+    _sysroot(command)
+    command.set_defaults(run="bootc_core.cli.deploy:upgrade", command="upgrade")
+
+
+def _switch(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "target", metavar="TARGET", help="image reference, e.g. quay.io/examplecorp/custom:latest"
+    )
+    command.add_argument(
+        "--transport",
+        choices=TRANSPORTS,
+        default="registry",
+        metavar="TRANSPORT",
+        help="where TARGET is: " + ", ".join(TRANSPORTS) + " (default: registry)",
+    )
+    signed = command.add_mutually_exclusive_group()
+    signed.add_argument(
+        "--no-signature-verification",
+        action="store_true",
+        help="accept the image unsigned, now and at upgrades",
+    )
+    signed.add_argument(
+        "--enforce-container-sigpolicy",
+        action="store_true",
+        help="demand a verified signature by policy.json",
+    )
+    command.add_argument(
+        "--retain", action="store_true", help="keep the reference that was followed before"
+    )
+    command.add_argument(
+        "--apply", action="store_true", help="reboot into it (a running host only)"
+    )
+    command.add_argument(
+        "--backend", metavar="NAME", help="storage backend of a new sysroot (default: composefs)"
+    )
+    command.add_argument(
+        "--bootloader", metavar="NAME", help="bootloader of a new sysroot (default: systemd-boot)"
+    )
+    _deploying(command)
+    _sysroot(command)
+    command.set_defaults(run="bootc_core.cli.deploy:switch", command="switch")
+
+
+def _rollback(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--apply", action="store_true", help="reboot into it (a running host only)"
+    )
+    _sysroot(command)
+    command.set_defaults(run="bootc_core.cli.deploy:rollback", command="rollback")
+
+
+def _status(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--format",
+        choices=("humanreadable", "yaml", "json"),
+        default=None,
+        help="default: humanreadable on a terminal, yaml otherwise",
+    )
+    command.add_argument("--json", action="store_true", help="the same as --format json")
+    command.add_argument(
+        "--format-version", metavar="N", default="0", help="version of the machine formats: 0 or 1"
+    )
+    command.add_argument(
+        "--booted", action="store_true", help="leave the staged and rollback deployments out"
+    )
+    command.add_argument(
+        "-v", "--verbose", action="store_true", help="more rows in humanreadable output"
+    )
+    _sysroot(command)
+    command.set_defaults(run="bootc_core.cli.status:status", command="status")
+
+
+def _plugins(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
+    listing = actions.add_parser(
+        "list", help="what is loaded, from where", description="List all plugins."
+    )
+    listing.add_argument("--json", action="store_true", help="machine form")
+    listing.add_argument(
+        "--config-root", metavar="DIR", type=Path, help="take settings from DIR (default: /)"
+    )
+    listing.set_defaults(run="bootc_core.cli.plugins:list_plugins", command="plugins list")
+
+
+def _completion(command: argparse.ArgumentParser) -> None:
+    command.add_argument("shell", choices=("bash", "elvish", "fish", "powershell", "zsh"))
+    command.set_defaults(run="bootc_core.cli.completion:completion", command="completion")
+
+
+_COMMANDS = (
+    (
+        "upgrade",
+        ("update",),
+        "Fetch the newest image of the followed reference and make it boot next.",
+        _upgrade,
+    ),
+    ("switch", (), "Follow another image: deploy it and make it boot next.", _switch),
+    ("rollback", (), "Make the previous deployment boot next; again: back.", _rollback),
+    ("status", (), "Show what is staged, booted, and kept for rollback.", _status),
+    ("plugins", (), "Show the plugins.", _plugins),
+    ("completion", (), "Print a completion script for a shell.", _completion),
+)
+
+
+def build(version: str) -> Parser:
+    """The whole parser."""
+    parser = Parser(
+        prog="bootc",
+        description="Boot and upgrade Linux hosts from container images, transactionally and in place.",
+        epilog="Every change is a new deployment beside the old one; `bootc rollback` returns to it.",
+    )
+    parser.add_argument("--version", action="version", version=f"bootc {version}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    for name, aliases, text, fill in _COMMANDS:
+        fill(commands.add_parser(name, aliases=aliases, help=text, description=text))
+    return parser

@@ -1,0 +1,62 @@
+"""``bootc status``: no trio, no pydantic, no network; 100 ms in all."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from bootc_core.cli import common
+from bootc_core.engine import sysroots
+from bootc_core.errors import UsageError, printable
+from bootc_core.models.host import HostStatus
+from bootc_core.render import status as render
+
+
+def _warn(message: str) -> None:
+    sys.stderr.write(f"warning: {printable(message, 600)}\n")
+
+
+def read(arguments: argparse.Namespace) -> HostStatus:
+    """Status of the sysroot; empty where nothing is deployed.
+
+    Raises:
+        UnsupportedEnvironmentError: no ``--sysroot``, on a host that bootc runs and this version cannot read.
+    """
+    sysroot = common.sysroot_of(arguments)
+    if sysroot is None:
+        error = sysroots.no_host_error()
+        if error.reference == "live-host":
+            raise error
+        return HostStatus()
+    settings, plugins = common.load(arguments)
+    storage = sysroots.open_storage(sysroot, plugins, settings)
+    if storage is None:
+        if not sysroot.path.exists():
+            raise UsageError(
+                f"{printable(str(sysroot.path))} does not exist",
+                reference="no-sysroot",
+                hint="bootc switch --sysroot DIR IMAGE makes one",
+            )
+        return HostStatus()
+    return storage.read_host(_warn)
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Print the host in the wanted format."""
+    if arguments.format_version not in {"0", "1"}:
+        raise UsageError(
+            f"Unsupported format version: {printable(arguments.format_version)}",
+            reference="format-version",
+        )
+    form = arguments.format or ("json" if arguments.json else None)
+    form = form or ("humanreadable" if sys.stdout.isatty() else "yaml")
+    host = read(arguments)
+    if arguments.booted:
+        host = host.booted_only()
+    if form == "json":
+        sys.stdout.write(render.to_json(host))
+    elif form == "yaml":
+        sys.stdout.write(render.to_yaml(host))
+    else:
+        sys.stdout.write(render.to_text(host, verbose=arguments.verbose))
+    return 0

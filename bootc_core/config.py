@@ -1,0 +1,125 @@
+"""Typed settings from TOML drop-ins: ``CONFIG_ROOT/usr/lib/bootc/config.d/*.toml`` < ``CONFIG_ROOT/etc/bootc/config.d/*.toml``.
+
+    [storage]
+    backend = "composefs"            # for a new sysroot; an existing one keeps its own
+
+    [boot]
+    bootloader = "systemd-boot"
+
+    [plugins]
+    blocked = ["NAME", ...]
+
+Files are read in order of their names; a file in /etc replaces the one of the same name in /usr/lib (a link to /dev/null masks it);
+later files win key by key. All problems of all files are told at once. Plain dataclasses: ``status`` reads them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bootc_core import paths
+from bootc_core.errors import ConfigError, printable
+from bootc_core.fs.trusted import read_trusted
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings in force, and for each key that was set the file that set it."""
+
+    backend: str = "composefs"
+    bootloader: str = "systemd-boot"
+    blocked: tuple[str, ...] = ()
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+# "section.key" -> (field of Config, expected type in words)
+_KEYS = {
+    "storage.backend": ("backend", "a string"),
+    "boot.bootloader": ("bootloader", "a string"),
+    "plugins.blocked": ("blocked", "a list of strings"),
+}
+
+
+def _typed(value: Any, wanted: str) -> Any:
+    if wanted == "a string" and isinstance(value, str) and value:
+        return value
+    if (
+        wanted == "a list of strings"
+        and isinstance(value, list)
+        and all(isinstance(item, str) for item in value)
+    ):
+        return tuple(value)
+    raise ValueError(wanted)
+
+
+def parse(text: str, name: str) -> tuple[dict[str, Any], list[str]]:
+    """Values by ``section.key``, and the problems of the file, each naming file and key."""
+    import tomllib
+
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        return {}, [f"{name}: {printable(str(problem))}"]
+    values: dict[str, Any] = {}
+    problems = []
+    for section, table in document.items():
+        known = [key for key in _KEYS if key.startswith(f"{section}.")]
+        if not known or not isinstance(table, dict):
+            problems.append(f"{name}: [{printable(section)}] is not a section")
+            continue
+        for key, value in table.items():
+            full = f"{section}.{key}"
+            if full not in _KEYS:
+                problems.append(
+                    f"{name}: {printable(full)} is not a key (known: {', '.join(known)})"
+                )
+                continue
+            try:
+                values[full] = _typed(value, _KEYS[full][1])
+            except ValueError:
+                problems.append(
+                    f"{name}: {full} must be {_KEYS[full][1]}, found {printable(repr(value), 60)}"
+                )
+    return values, problems
+
+
+def load(root: Path) -> Config:
+    """The settings beneath the configuration root ``root``.
+
+    Raises:
+        ConfigError: any file is malformed or unsafe; lists all problems.
+    """
+    files: dict[str, Path] = {}
+    for directory in paths.CONFIG_DROPINS:
+        place = root / directory
+        if place.is_dir():
+            files.update({path.name: path for path in sorted(place.glob("*.toml"))})
+    fields: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    problems: list[str] = []
+    for name in sorted(files):
+        data = read_trusted(files[name], root=root)
+        if data is None:
+            continue
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            problems.append(f"{files[name]}: not UTF-8")
+            continue
+        values, found = parse(text, str(files[name]))
+        problems += found
+        for key, value in values.items():
+            fields[_KEYS[key][0]] = value
+            sources[key] = str(files[name])
+    if problems:
+        raise ConfigError(
+            "the configuration has errors"
+            if len(problems) > 1
+            else "the configuration has an error",
+            reference="bad-config",
+            found="; ".join(problems),
+            hint="correct the file, or mask it: ln -s /dev/null /etc/bootc/config.d/NAME.toml",
+        )
+    return Config(**fields, sources=sources)

@@ -1,0 +1,151 @@
+"""Finds the sysroot that a command is about, its backend and its bootloader."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bootc_core import paths
+from bootc_core.config import Config
+from bootc_core.errors import StorageError, UnsupportedEnvironmentError, UsageError, printable
+from bootc_core.hooks.manager import Offered, Plugins
+from bootc_core.hooks.offers import BackendOffer, BootloaderOffer
+from bootc_core.models.host import HostStatus
+from bootc_core.models.sysroot import Sysroot
+
+# What an empty sysroot may hold: our own state, and what a fresh file system or a mounted boot partition brings.
+_HARMLESS = frozenset({paths.STATE, paths.BOOT, "lost+found", "efi"})
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A sysroot with the providers chosen for it."""
+
+    sysroot: Sysroot
+    backend: Offered[BackendOffer]
+    bootloader: Offered[BootloaderOffer]
+
+    def read_host(self, warn: Callable[[str], None]) -> HostStatus:
+        """Status from the boot entries and the backend's records."""
+        return self.backend.offer.read_host(
+            self.sysroot, self.bootloader.offer.read_entries(self.sysroot, warn)
+        )
+
+
+def make_sysroot(directory: Path, boot_dir: Path | None, config_root: Path | None) -> Sysroot:
+    """The offline sysroot in ``directory``, which may be missing.
+
+    Raises:
+        UsageError: it is something else than a directory.
+    """
+    path = Path(os.path.realpath(directory))
+    if path.exists() and not path.is_dir():
+        raise UsageError(
+            f"{printable(str(directory))} is not a directory", hint="--sysroot takes a directory"
+        )
+    if path == Path("/"):
+        raise UsageError(
+            "the root of the running system is not a sysroot",
+            hint="--sysroot takes another directory",
+        )
+    return Sysroot(
+        path=path,
+        boot_dir=Path(os.path.realpath(boot_dir)) if boot_dir else path / paths.BOOT,
+        config_root=Path(os.path.realpath(config_root)) if config_root else Path("/"),
+        live=False,
+        unprivileged=os.geteuid() != 0,
+    )
+
+
+def in_container() -> bool:
+    """Does this process run in a container (parity reference, environment detection)?"""
+    return (
+        bool(os.environ.get("container"))  # noqa: SIM112 - the name that systemd gives it
+        or Path("/run/.containerenv").exists()
+        or Path("/.dockerenv").exists()
+    )
+
+
+def no_host_error() -> UnsupportedEnvironmentError:
+    """Why a command without ``--sysroot`` cannot run here, in the original's words where it has them."""
+    hint = "give --sysroot DIR to work on a mounted disk or a directory"
+    if in_container():
+        return UnsupportedEnvironmentError(
+            "Detected container; this command requires a booted host system.",
+            reference="container",
+            hint=hint,
+        )
+    booted = Path("/run/ostree-booted").exists() or _composefs_booted()
+    if booted:
+        return UnsupportedEnvironmentError(
+            "changing the running host is not supported by this version",
+            reference="live-host",
+            hint=hint,
+        )
+    return UnsupportedEnvironmentError(
+        "System not booted via bootc", reference="not-bootc", hint=hint
+    )
+
+
+def _composefs_booted() -> bool:
+    try:
+        line = Path("/proc/cmdline").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return any(word.startswith("composefs=") for word in line.split())
+
+
+def open_storage(sysroot: Sysroot, plugins: Plugins, config: Config) -> Storage | None:
+    """The existing sysroot with the backend that claims it; None if it is missing, empty or nobody's.
+
+    Raises:
+        PluginError: two backends claim it, or its bootloader is not installed.
+    """
+    backend = plugins.backend_of(sysroot)
+    if backend is None:
+        return None
+    recorded = backend.offer.bootloader(sysroot)
+    return Storage(sysroot, backend, plugins.bootloader(recorded or config.bootloader))
+
+
+def create_storage(
+    sysroot: Sysroot,
+    plugins: Plugins,
+    config: Config,
+    *,
+    backend: str | None = None,
+    bootloader: str | None = None,
+) -> Storage:
+    """The sysroot with its providers, chosen by flag, then configuration, for one that is missing or empty.
+
+    Raises:
+        StorageError: a non-empty directory that no backend claims, or one of another backend than asked for.
+        PluginError: no such provider.
+    """
+    if (storage := open_storage(sysroot, plugins, config)) is not None:
+        if backend is not None and backend != storage.backend.offer.name:
+            raise StorageError(
+                f"{sysroot.path} belongs to another storage backend",
+                reference="other-backend",
+                expected=backend,
+                found=storage.backend.offer.name,
+                hint="leave --backend out, or use another directory",
+                catalogue="STATE",
+            )
+        return storage
+    if sysroot.path.is_dir() and (foreign := sorted(set(os.listdir(sysroot.path)) - _HARMLESS)):
+        raise StorageError(
+            f"{sysroot.path} is not a sysroot",
+            reference="foreign-sysroot",
+            expected="a sysroot, an empty directory, or one that does not exist yet",
+            found=printable(", ".join(foreign[:5]), 200),
+            hint="use a new directory; nothing was changed",
+            catalogue="STATE",
+        )
+    return Storage(
+        sysroot,
+        plugins.backend(backend or config.backend),
+        plugins.bootloader(bootloader or config.bootloader),
+    )

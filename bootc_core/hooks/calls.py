@@ -1,0 +1,231 @@
+"""The typed front door to the hooks: one method a hook; nothing else touches ``pm.hook``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar, cast
+
+import pluggy
+
+from bootc_core import limits
+from bootc_core.errors import HookError, PluginError, printable
+from bootc_core.hooks import dispatch
+from bootc_core.hooks.manager import Plugins
+from bootc_core.models.boot import BootPlan
+from bootc_core.models.context import Context, Phase
+from bootc_core.models.events import Event
+from bootc_core.models.image import FetchedImage, PolicyAnswer, StagedDeployment, VerifiedImage
+from bootc_core.models.reference import ImageReference
+from bootc_core.models.sysroot import Sysroot
+from bootc_core.models.verdict import Deny, Hold, Proceed, Verdict
+
+T = TypeVar("T")
+Emit = Callable[[Event], None]
+Around = AbstractAsyncContextManager[None]
+
+
+class Hooks:
+    """All hooks of the loaded plugins, with types, deadlines and checked answers."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        self.plugins = plugins
+
+    def _caller(self, name: str) -> pluggy.HookCaller:
+        return cast(pluggy.HookCaller, getattr(self.plugins.manager.hook, name))
+
+    async def _provider(
+        self, hook: str, plugin: str, kind: type[T], timeout_s: float, **arguments: object
+    ) -> T | None:
+        value = await dispatch.call_one(self._caller(hook), plugin, arguments, timeout_s)
+        if value is not None and not isinstance(value, kind):
+            raise PluginError(
+                f"plugin {plugin} answered {hook} with something else",
+                reference="plugin-broken",
+                expected=kind.__name__,
+                found=type(value).__name__,
+            )
+        return value
+
+    async def _must(
+        self, hook: str, plugin: str, kind: type[T], timeout_s: float, **arguments: object
+    ) -> T:
+        value = await self._provider(hook, plugin, kind, timeout_s, **arguments)
+        if value is None:
+            raise PluginError(
+                f"plugin {plugin} was chosen and does not answer {hook}", reference="no-provider"
+            )
+        return value
+
+    # providers
+
+    async def resolve(self, plugin: str, context: Context, reference: ImageReference) -> str | None:
+        """Digest the reference has now, or None if only fetching tells."""
+        return await self._provider(
+            "bootc_resolve",
+            plugin,
+            str,
+            limits.PHASE_TIMEOUT_S,
+            context=context,
+            reference=reference,
+        )
+
+    async def fetch(self, plugin: str, context: Context, reference: ImageReference) -> FetchedImage:
+        """Metadata of the image."""
+        return await self._must(
+            "bootc_fetch",
+            plugin,
+            FetchedImage,
+            limits.PHASE_TIMEOUT_S,
+            context=context,
+            reference=reference,
+        )
+
+    async def verify(self, context: Context, image: FetchedImage) -> list[dispatch.Answer]:
+        """The answers of all signature policies, errors among them."""
+        answers = await dispatch.call_all(
+            self._caller("bootc_verify"),
+            {"context": context, "image": image},
+            limits.VERIFY_TIMEOUT_S,
+        )
+        for answer in answers:
+            if answer.value is not None and not isinstance(answer.value, PolicyAnswer):
+                raise PluginError(
+                    f"plugin {answer.plugin} answered bootc_verify with something else",
+                    reference="plugin-broken",
+                    expected="PolicyAnswer",
+                    found=type(answer.value).__name__,
+                )
+        return answers
+
+    async def stage(
+        self, plugin: str, context: Context, image: VerifiedImage, sysroot: Sysroot, emit: Emit
+    ) -> StagedDeployment:
+        """A complete deployment on disk."""
+        return await self._must(
+            "bootc_stage",
+            plugin,
+            StagedDeployment,
+            limits.PHASE_TIMEOUT_S,
+            context=context,
+            image=image,
+            sysroot=sysroot,
+            emit=emit,
+        )
+
+    async def finalize(
+        self, plugin: str, context: Context, sysroot: Sysroot, staged: StagedDeployment, emit: Emit
+    ) -> BootPlan:
+        """``/etc`` merged; what shall boot."""
+        return await self._must(
+            "bootc_finalize",
+            plugin,
+            BootPlan,
+            limits.FINALIZE_TIMEOUT_S,
+            context=context,
+            sysroot=sysroot,
+            staged=staged,
+            emit=emit,
+        )
+
+    async def switch_boot(
+        self, plugin: str, context: Context, sysroot: Sysroot, plan: BootPlan
+    ) -> None:
+        """The plan is effective."""
+        await self._must(
+            "bootc_switch_boot",
+            plugin,
+            bool,
+            limits.FINALIZE_TIMEOUT_S,
+            context=context,
+            sysroot=sysroot,
+            plan=plan,
+        )
+
+    async def rollback(self, plugin: str, context: Context, sysroot: Sysroot) -> BootPlan:
+        """The plan that returns to the deployment before."""
+        return await self._must(
+            "bootc_rollback",
+            plugin,
+            BootPlan,
+            limits.FINALIZE_TIMEOUT_S,
+            context=context,
+            sysroot=sysroot,
+        )
+
+    async def discard(
+        self, plugin: str, context: Context, sysroot: Sysroot, staged: StagedDeployment | None
+    ) -> BootPlan | None:
+        """What was staged is gone; the plan of what remains."""
+        return await self._provider(
+            "bootc_discard",
+            plugin,
+            BootPlan,
+            limits.FINALIZE_TIMEOUT_S,
+            context=context,
+            sysroot=sysroot,
+            staged=staged,
+        )
+
+    async def prune(self, plugin: str, context: Context, sysroot: Sysroot) -> None:
+        """What no deployment needs is gone."""
+        await self._provider(
+            "bootc_prune", plugin, bool, limits.FINALIZE_TIMEOUT_S, context=context, sysroot=sysroot
+        )
+
+    # gates
+
+    async def gates(self, context: Context, phase: Phase) -> list[tuple[str, Verdict]]:
+        """Every gate's verdict with its plugin.
+
+        Raises:
+            HookError: a gate broke, which counts as no.
+        """
+        answers = await dispatch.call_all(
+            self._caller("bootc_gate"), {"context": context, "phase": phase}, limits.GATE_TIMEOUT_S
+        )
+        verdicts: list[tuple[str, Verdict]] = []
+        for answer in answers:
+            if answer.error is not None:
+                raise answer.error
+            if answer.value is None:
+                continue
+            if not isinstance(answer.value, Proceed | Hold | Deny):
+                raise HookError(
+                    f"the gate of plugin {answer.plugin} answered with something else",
+                    expected="Proceed, Hold or Deny",
+                    found=printable(type(answer.value).__name__),
+                )
+            verdicts.append((answer.plugin, answer.value))
+        return verdicts
+
+    # participants and observers
+
+    async def participants(
+        self, moment: str, context: Context, phase: Phase | None = None
+    ) -> dispatch.Answer | None:
+        """Call ``bootc_<moment>[_<phase>]`` of each plugin in order; the first failure, or None."""
+        name = f"bootc_{moment}_{phase.value}" if phase else f"bootc_{moment}"
+        answers = await dispatch.call_each(
+            self._caller(name), {"context": context}, limits.PARTICIPANT_TIMEOUT_S
+        )
+        return answers[-1] if answers and answers[-1].error is not None else None
+
+    def around(self, context: Context, phase: Phase) -> list[tuple[str, Around]]:
+        """The context managers to enter around a phase, in order."""
+        found = []
+        for implementation in dispatch.implementations(self._caller("bootc_around_phase")):
+            arguments: dict[str, Any] = {"context": context, "phase": phase}
+            manager = implementation.function(
+                *[arguments[name] for name in implementation.argnames]
+            )
+            if manager is not None:
+                found.append((implementation.plugin_name, cast("Around", manager)))
+        return found
+
+    def observers(self) -> list[tuple[str, Callable[[Event], None]]]:
+        """The plugins that watch events, in call order."""
+        return [
+            (implementation.plugin_name, cast("Emit", implementation.function))
+            for implementation in dispatch.implementations(self._caller("bootc_on_event"))
+        ]
