@@ -130,6 +130,7 @@ class _Program:
         output_limit: int,
         process_group: bool,
         pass_fds: Sequence[int],
+        executable: str | None,
         label: str,
     ) -> None:
         if not argv:
@@ -142,6 +143,7 @@ class _Program:
         try:
             self.popen = subprocess.Popen(
                 list(argv),
+                executable=executable,
                 stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -277,6 +279,7 @@ async def run(
     process_group: bool = True,
     check: bool = True,
     pass_fds: Sequence[int] = (),
+    executable: str | None = None,
     error: type[BootcError] = BootcError,
     label: str | None = None,
 ) -> Completed:
@@ -295,6 +298,8 @@ async def run(
         process_group: it leads a session and group, which ends with it.
         check: raise unless it ends with status 0 in time.
         pass_fds: descriptors it inherits under the same numbers.
+        executable: what is executed instead of ``argv[0]``, e.g. ``/proc/self/fd/7`` of a checked
+        file.
         error: what ``check`` raises.
         label: its name in messages; None: ``argv[0]``.
 
@@ -313,6 +318,7 @@ async def run(
         output_limit=output_limit,
         process_group=process_group,
         pass_fds=pass_fds,
+        executable=executable,
         label=label,
     )
     ended = timed_out = False
@@ -377,6 +383,7 @@ def run_blocking(
     process_group: bool = True,
     check: bool = True,
     pass_fds: Sequence[int] = (),
+    executable: str | None = None,
     error: type[BootcError] = BootcError,
     label: str | None = None,
 ) -> Completed:
@@ -397,6 +404,7 @@ def run_blocking(
         output_limit=output_limit,
         process_group=process_group,
         pass_fds=pass_fds,
+        executable=executable,
         label=label,
     )
     ended = timed_out = False

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from support.processes import gone
 
 from bootc_core import process
 from bootc_core.errors import HookError, UnsupportedEnvironmentError
@@ -27,20 +28,6 @@ def run(request):
 
 def sh(text: str) -> list[str]:
     return ["/bin/sh", "-c", text]
-
-
-def gone(pid: int) -> bool:
-    """Not running any more; a zombie that waits for another reaper counts as gone."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        if state in "ZX":
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def test_streams_and_status(run):

@@ -1,1 +1,1 @@
-"""hooks_dir plugin."""
+"""Site scripts: executables in ``hooks.d`` over the same contract as plugins."""
