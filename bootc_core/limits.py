@@ -89,3 +89,4 @@ KARGS_BYTES: Final = 2048  # the smallest COMMAND_LINE_SIZE among supported arch
 BOOT_ENTRY_BYTES: Final = 16 * KIB
 BOOT_ENTRIES: Final = 256
 KERNEL_BYTES: Final = 1 * GIB  # kernel or initrd
+OWNERS_BYTES: Final = 64 * MIB  # owners.json: some 300,000 files that are not root's
