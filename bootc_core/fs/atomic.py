@@ -1,9 +1,10 @@
-"""The durable steps of a transaction: every sync, rename, link and removal that changes what a reboot would find.
+"""The durable steps of a transaction: all that changes what a reboot would find.
 
-They all happen here, in the parent process, on one thread, each announced by name before it takes effect (``observe``), so that
-fault injectors, traces and crash tests speak the same step names:
+Every sync, rename, link and removal happens here, in the parent process, on one thread, each
+announced by name before it takes effect (``observe``), so that fault injectors, traces and crash
+tests speak the same step names:
 
-    write     a new file with its content, fsynced, at a temporary name
+    write     a new file with its content, fsynced, at a temporary or a fresh name
     rename    a name takes effect (replacing, or refusing to)
     symlink   a symbolic link is created at a temporary name
     link      an unnamed file gets a name
@@ -14,37 +15,45 @@ fault injectors, traces and crash tests speak the same step names:
     fsync     a file or directory reaches the medium
     syncfs    a whole file system does
 
-Rules: content before name, name before whoever refers to it; the first error of a sync is final (Linux reports a lost write
-once), so nobody retries it. Paths are relative to a directory descriptor or absolute paths of our own; names that come from images
-never get here without ``fs.beneath``.
+Rules: content before name, name before whoever refers to it; the first error of a sync is final
+(Linux reports a lost write once), so nobody retries it. Paths are relative to a directory
+descriptor or absolute paths of our own; names that come from images never get here without
+``fs.beneath``.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
+from bootc_core import limits
 from bootc_core.errors import StorageError
 
 StrPath = str | os.PathLike[str]
 
 _RENAME_NOREPLACE: Final = 1
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
 _observers: list[Callable[[str, str], None]] = []
+_OWNER_HINT: Final = "run as root, or as the owner of the sysroot"
 _CLASS: Final = {
-    errno.ENOSPC: ("SPC", "no space left", "free some space and run the command again; nothing was switched"),
-    errno.EDQUOT: ("SPC", "the disk quota is used up", "raise the quota and run the command again"),
+    errno.ENOSPC: (
+        "SPC",
+        "no space left",
+        "free some space and run the command again; nothing was switched",
+    ),
+    errno.EDQUOT: ("SPC", "the disk quota is used up", "raise the quota, run the command again"),
     errno.EROFS: ("RO", "the file system is read-only", "remount it writable, or check the disk"),
     errno.EIO: ("IO", "the device reports an I/O error", "check the disk before anything else"),
-    errno.EACCES: ("ENV", "permission denied", "run as root, or as the owner of the sysroot"),
-    errno.EPERM: ("ENV", "permission denied", "run as root, or as the owner of the sysroot"),
+    errno.EACCES: ("ENV", "permission denied", _OWNER_HINT),
+    errno.EPERM: ("ENV", "permission denied", _OWNER_HINT),
 }
 
 
@@ -58,7 +67,8 @@ def observe(observer: Callable[[str, str], None]) -> Iterator[None]:
         _observers.remove(observer)
 
 
-def _announce(step: str, path: StrPath) -> None:
+def announce(step: str, path: StrPath) -> None:
+    """Tell the observers that ``step`` is about to happen to ``path``."""
     for observer in _observers:
         observer(step, os.fspath(path))
 
@@ -66,10 +76,15 @@ def _announce(step: str, path: StrPath) -> None:
 def storage_error(problem: OSError, doing: str, path: StrPath) -> StorageError:
     """``problem`` as our error: what was being done, to which path, and what helps."""
     number = problem.errno or 0
-    catalogue, found, hint = _CLASS.get(number, ("IO", os.strerror(number) if number else str(problem), None))
-    reference = {"SPC": "no-space", "RO": "read-only", "ENV": "no-permission"}.get(catalogue, "io-error")
+    default = ("IO", os.strerror(number) if number else str(problem), None)
+    catalogue, found, hint = _CLASS.get(number, default)
+    names = {"SPC": "no-space", "RO": "read-only", "ENV": "no-permission"}
     return StorageError(
-        f"cannot {doing} {os.fspath(path)}", reference=reference, found=found, hint=hint, catalogue=catalogue
+        f"cannot {doing} {os.fspath(path)}",
+        reference=names.get(catalogue, "io-error"),
+        found=found,
+        hint=hint,
+        catalogue=catalogue,
     )
 
 
@@ -88,7 +103,7 @@ def fsync(path: StrPath) -> None:
     Raises:
         StorageError: final for this run.
     """
-    _announce("fsync", path)
+    announce("fsync", path)
     with mapped("sync", path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -103,7 +118,7 @@ def syncfs(path: StrPath) -> None:
     Raises:
         StorageError: final for this run.
     """
-    _announce("syncfs", path)
+    announce("syncfs", path)
     with mapped("sync the file system of", path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -116,7 +131,7 @@ def syncfs(path: StrPath) -> None:
 
 def temporary_name(name: str) -> str:
     """A fresh hidden name beside ``name``; leftovers are recognised by the prefix ``.bootc-tmp-``."""
-    return f".bootc-tmp-{secrets.token_hex(8)}-{name[:64]}"
+    return f".bootc-tmp-{os.urandom(8).hex()}-{name[:64]}"
 
 
 def rename(source: StrPath, target: StrPath) -> None:
@@ -125,9 +140,9 @@ def rename(source: StrPath, target: StrPath) -> None:
     Raises:
         StorageError: nothing changed.
     """
-    _announce("rename", target)
+    announce("rename", target)
     with mapped("rename to", target):
-        os.rename(source, target)
+        Path(source).rename(target)
 
 
 def rename_new(source: StrPath, target: StrPath) -> bool:
@@ -136,8 +151,11 @@ def rename_new(source: StrPath, target: StrPath) -> bool:
     Raises:
         StorageError: nothing changed.
     """
-    _announce("rename", target)
-    result = _libc.renameat2(-100, os.fsencode(source), -100, os.fsencode(target), _RENAME_NOREPLACE)
+    announce("rename", target)
+    here = -100  # AT_FDCWD
+    result = _libc.renameat2(
+        here, os.fsencode(source), here, os.fsencode(target), _RENAME_NOREPLACE
+    )
     if result == 0:
         return True
     number = ctypes.get_errno()
@@ -145,24 +163,31 @@ def rename_new(source: StrPath, target: StrPath) -> bool:
         return False
     if number == errno.EINVAL:  # the file system has no such flag
         with mapped("rename to", target):
-            os.link(source, target)
-            os.unlink(source)
+            try:
+                os.link(source, target)
+            except FileExistsError:
+                return False
+            Path(source).unlink()
         return True
     raise storage_error(OSError(number, os.strerror(number)), "rename to", target)
 
 
 def write_file(path: StrPath, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:
-    """Replace the file at ``path`` by ``data``, atomically and (with ``sync``) durably: old or new, never torn.
+    """Replace the file at ``path`` by ``data``, atomically: old or new, never torn.
+
+    With ``sync`` also durably.
 
     Raises:
         StorageError: the old file is untouched.
     """
     target = Path(path)
     temporary = target.with_name(temporary_name(target.name))
-    _announce("write", target)
+    announce("write", target)
     try:
         with mapped("write", target):
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(
+                temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+            )
             try:
                 view = memoryview(data)
                 while view:
@@ -180,22 +205,67 @@ def write_file(path: StrPath, data: bytes, *, mode: int = 0o644, sync: bool = Tr
         fsync(target.parent)
 
 
+def create_file(path: StrPath, content: bytes | BinaryIO) -> str:
+    """Write a new file at its final name, sync it, read it back from the medium; its SHA-256 in hex.
+
+    For FAT, where a name is written once and never replaced. A crash may leave a part of it, so
+    nothing may refer to the name before this returned and its directory was synced.
+
+    Raises:
+        StorageError: the name exists, or what was read back is not what was written; a part may be
+            left.
+    """
+    import hashlib  # here: what only reads entries should not pay for it
+
+    announce("write", path)
+    with mapped("write", path):
+        descriptor = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
+        )
+        try:
+            stream = io.BytesIO(content) if isinstance(content, bytes) else content
+            written = hashlib.sha256()
+            while chunk := stream.read(limits.OUTPUT_CHUNK_BYTES):
+                written.update(chunk)
+                view = memoryview(chunk)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # the medium is asked
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            found = hashlib.sha256()
+            while chunk := os.read(descriptor, limits.OUTPUT_CHUNK_BYTES):
+                found.update(chunk)
+        finally:
+            os.close(descriptor)
+    if found.digest() != written.digest():
+        raise StorageError(
+            f"{os.fspath(path)} reads back differently from what was written",
+            reference="read-back",
+            expected=f"sha256:{written.hexdigest()}",
+            found=f"sha256:{found.hexdigest()}",
+            hint="the medium is failing; check it before anything else",
+            catalogue="IO",
+        )
+    return written.hexdigest()
+
+
 def symlink(target: str, path: StrPath, *, sync: bool = False) -> None:
-    """Make ``path`` a symbolic link to ``target``, atomically replacing a link that is there; one already right is left alone.
+    """Make ``path`` a symbolic link to ``target``, atomically; one already right is left alone.
 
     Raises:
         StorageError: nothing changed.
     """
     place = Path(path)
     try:
-        if place.readlink() == Path(target) and os.readlink(place) == target:
+        if os.readlink(place) == target:  # noqa: PTH115 - as text: pathlib would normalise it
             return
     except OSError:
         pass
     temporary = place.with_name(temporary_name(place.name))
-    _announce("symlink", place)
+    announce("symlink", place)
     with mapped("link", place):
-        os.symlink(target, temporary)
+        temporary.symlink_to(target)
     try:
         rename(temporary, place)
     except BaseException:
@@ -205,8 +275,10 @@ def symlink(target: str, path: StrPath, *, sync: bool = False) -> None:
         fsync(place.parent)
 
 
-def mkdir(path: StrPath, mode: int = 0o755, *, exist_ok: bool = True) -> None:
+def mkdir(path: StrPath, mode: int | None = 0o755, *, exist_ok: bool = True) -> None:
     """Make one directory; an existing one is fine unless ``exist_ok`` is False.
+
+    With ``mode`` None it gets what the mount gives (FAT has no modes, and refuses most of them).
 
     Raises:
         StorageError: something else is there, or it cannot be made.
@@ -214,10 +286,11 @@ def mkdir(path: StrPath, mode: int = 0o755, *, exist_ok: bool = True) -> None:
     place = Path(path)
     if exist_ok and place.is_dir():
         return
-    _announce("mkdir", place)
+    announce("mkdir", place)
     with mapped("make the directory", place):
-        place.mkdir(mode, exist_ok=exist_ok)
-        place.chmod(mode)
+        place.mkdir(0o777 if mode is None else mode, exist_ok=exist_ok)
+        if mode is not None:
+            place.chmod(mode)
 
 
 def unlink(path: StrPath, *, missing_ok: bool = True) -> None:
@@ -226,13 +299,15 @@ def unlink(path: StrPath, *, missing_ok: bool = True) -> None:
     Raises:
         StorageError: it is still there.
     """
-    _announce("unlink", path)
+    announce("unlink", path)
     with mapped("remove", path):
         Path(path).unlink(missing_ok=missing_ok)
 
 
 def rmtree(path: StrPath) -> None:
-    """Remove a directory with all that is in it, never following a link and never leaving the file system; missing is fine.
+    """Remove a directory with all that is in it; missing is fine.
+
+    No link is followed, no mount point entered.
 
     Raises:
         StorageError: some of it may be left.
@@ -242,10 +317,10 @@ def rmtree(path: StrPath) -> None:
         info = place.lstat()
     except FileNotFoundError:
         return
-    _announce("rmtree", place)
+    announce("rmtree", place)
     with mapped("remove", place):
         if stat.S_ISDIR(info.st_mode):
-            _remove_below(os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC), info.st_dev)
+            _remove_below(os.open(place, _DIRECTORY), info.st_dev)
             place.rmdir()
         else:
             place.unlink()
@@ -259,7 +334,7 @@ def _remove_below(descriptor: int, device: int) -> None:
             if not is_directory:
                 os.unlink(name, dir_fd=descriptor)
                 continue
-            child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+            child = os.open(name, _DIRECTORY, dir_fd=descriptor)
             if os.fstat(child).st_dev != device:
                 os.close(child)
                 raise OSError(errno.EXDEV, "something is mounted there")
@@ -273,9 +348,9 @@ def _remove_below(descriptor: int, device: int) -> None:
 
 
 def patch(path: StrPath, offset: int, data: bytes) -> None:
-    """Overwrite ``data`` at ``offset`` of an existing file in place, and sync it: one write within one 512-byte sector.
+    """Overwrite bytes of an existing file in place, and sync it: one write in one sector.
 
-    This is the atomic step on FAT, where no rename is safe.
+    A sector has 512 bytes. This is the atomic step on FAT, where no rename is safe.
 
     Raises:
         StorageError: before anything changed, or final.
@@ -283,7 +358,7 @@ def patch(path: StrPath, offset: int, data: bytes) -> None:
     """
     if offset // 512 != (offset + len(data) - 1) // 512:
         raise ValueError("a patch must stay within one sector")
-    _announce("patch", path)
+    announce("patch", path)
     with mapped("change", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
