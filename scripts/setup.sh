@@ -77,10 +77,15 @@ python=${PYTHON:-/usr/bin/python3}
     { echo "Python 3.11 or newer is needed, $("$python" --version) is what $python is." >&2; exit 2; }
 extra=
 [ "$purpose" != test ] || extra='[dev]'
-stamp=.venv/setup-${extra:+dev-}$(sha256sum pyproject.toml | cut -c1-16)
-if [ ! -e "$stamp" ] || ! .venv/bin/python -c 'import bootc_core' 2>/dev/null; then
+# What matters to pip is above the settings of the tools
+wanted=$(sed '/^\[tool\./,$d' pyproject.toml | sha256sum | cut -c1-16)
+ready() {
+    .venv/bin/python -c 'import bootc_core' 2>/dev/null || return 1
+    [ -e ".venv/ready-dev-$wanted" ] || { [ -z "$extra" ] && [ -e ".venv/ready-$wanted" ]; }
+}
+if ! ready; then
     [ -x .venv/bin/pip ] || "$python" -m venv .venv
     echo "+ .venv/bin/pip install -e .$extra"
     .venv/bin/pip install --quiet --disable-pip-version-check --no-input -e ".$extra" </dev/null
-    touch "$stamp"
+    touch ".venv/ready-${extra:+dev-}$wanted"
 fi

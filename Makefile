@@ -1,0 +1,22 @@
+# What people and CI call; the work is in demo/ and scripts/, which need no make.
+.PHONY: help setup demo test lint types check bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+setup: ## install what developing needs: Debian packages, .venv
+	scripts/setup.sh test
+demo: ## switch, upgrade and roll back a host in a directory, from a real registry
+	demo/run.sh
+test: ## set up, lint, types, import contracts, tests
+	scripts/test.sh
+lint: ## style and import contracts
+	scripts/check.sh lint
+types: ## mypy
+	scripts/check.sh types
+check: ## lint and types
+	scripts/check.sh
+bench: ## pull and import 1 GB against podman and ostree (root; the first time builds the image)
+	scripts/setup.sh bench
+	python3 benchmarks/bench.py .cache/bench
+clean: ## remove caches and the environment
+	rm -rf .cache .venv
