@@ -17,9 +17,12 @@ MANIFEST_BYTES: Final = 4 * MIB  # what registries must accept, and all clients'
 CONFIG_BYTES: Final = 4 * MIB  # image configuration
 ERROR_BODY_BYTES: Final = 64 * KIB  # of an HTTP error reply; more is never shown
 TOKEN_BYTES: Final = 1 * MIB  # token server reply
+SIGNATURE_BYTES: Final = 4 * MIB  # one signature's payload, as other tools cap it
+SIGNATURES: Final = 128  # of one image, likewise; anyone who may push can add some
 SETTINGS_FILE_BYTES: Final = 1 * MIB  # policy.json, auth.json, drop-ins, kargs.d
 JSON_DEPTH: Final = 64  # nesting; deepest real document has 8
 JSON_DIGITS: Final = 19  # an integer fits in 64 bits
+SELINUX_CONTEXTS_BYTES: Final = 16 * MIB  # one file of an image's policy; real ones have half a MiB
 ANNOTATION_BYTES: Final = 256 * KIB  # all labels or annotations of one document together
 
 # Image structure
@@ -69,6 +72,9 @@ WORKERS: Final = 8  # at most; otherwise one a core
 WORKER_LINE_BYTES: Final = 1 * MIB  # of JSON from a worker
 WORKER_STDERR_BYTES: Final = 64 * KIB
 WORKER_MEMORY_BYTES: Final = 1 * GIB  # address space above this ends a worker
+WORKER_CPU_S: Final = 3600  # of processor time for one process; the largest layer allowed takes minutes
+WORKER_SILENCE_S: Final = 900.0  # without a sign of life; longer than all of an HTTP request's retries
+RESUMES: Final = 100  # of one blob's download after breaks, however much each brought
 SPOOL_LAYER_BYTES: Final = 32 * MIB  # larger layers are kept while they arrive, so that a pull resumes at the byte
 
 # Phases, hooks
