@@ -31,6 +31,7 @@ INDEX_ENTRIES: Final = 1000
 INDEX_DEPTH: Final = 2  # an index in an index is legal, a third is a loop
 LAYERS: Final = 500
 ENTRIES: Final = 2_000_000  # members of all layers together
+ARCHIVE_MEMBERS: Final = 20_000  # of an oci-archive or docker-archive: blobs and their directories
 LAYER_BYTES: Final = 64 * GIB  # one layer, uncompressed
 IMAGE_BYTES: Final = 256 * GIB  # all layers, uncompressed
 RATIO: Final = 1100  # gzip's own maximum is 1032; zstd reaches more only on empty data
