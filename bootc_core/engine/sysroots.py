@@ -144,8 +144,7 @@ def create_storage(
             hint="use a new directory; nothing was changed",
             catalogue="STATE",
         )
-    return Storage(
-        sysroot,
-        plugins.backend(backend or config.backend),
-        plugins.bootloader(bootloader or config.bootloader),
-    )
+    chosen = plugins.backend(backend or config.backend)
+    # a backend that switches by itself, as libostree does, works with one bootloader only
+    name = chosen.offer.bootloader(sysroot) or bootloader or config.bootloader
+    return Storage(sysroot, chosen, plugins.bootloader(name))

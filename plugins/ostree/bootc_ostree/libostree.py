@@ -1,0 +1,236 @@
+"""The few calls of the real libostree that have no command-line form: order of deployments, deploying with an origin.
+
+ctypes on ``libostree-1.so.1`` rather than GObject introspection: the library's ABI is stable, it is there wherever ostree is, and
+neither Python bindings of the distribution's interpreter nor typelibs are needed. Calls block; they run on one thread. Objects are
+reference-counted by GLib; a ``Sysroot`` keeps what it hands out alive.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_void_p
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from bootc_core.errors import StorageError, UnsupportedEnvironmentError, printable
+
+OLDEST: Final = (2022, 7)  # Debian 12's
+
+
+class _GError(ctypes.Structure):
+    _fields_ = (("domain", ctypes.c_uint32), ("code", c_int), ("message", c_char_p))
+
+
+class _GPtrArray(ctypes.Structure):
+    _fields_ = (("pdata", POINTER(c_void_p)), ("len", ctypes.c_uint))
+
+
+@lru_cache(maxsize=1)
+def _library() -> tuple[ctypes.CDLL, ctypes.CDLL, ctypes.CDLL]:
+    try:
+        ostree = ctypes.CDLL("libostree-1.so.1")
+        gio = ctypes.CDLL("libgio-2.0.so.0")
+        glib = ctypes.CDLL("libglib-2.0.so.0")
+    except OSError as problem:
+        raise UnsupportedEnvironmentError(
+            "the ostree backend needs libostree",
+            reference="no-libostree",
+            found=printable(str(problem)),
+            hint="install the package ostree (Debian: apt-get install ostree)",
+        ) from None
+    year, release = OLDEST
+    ostree.ostree_check_version.restype = c_int
+    if not ostree.ostree_check_version(year, release):
+        raise UnsupportedEnvironmentError(
+            "this libostree is too old",
+            reference="old-libostree",
+            expected=f"{year}.{release} or newer",
+            hint="update the package ostree",
+        )
+    for name, result, arguments in (
+        ("ostree_sysroot_new", c_void_p, [c_void_p]),
+        ("ostree_sysroot_load", c_int, [c_void_p, c_void_p, c_void_p]),
+        ("ostree_sysroot_get_deployments", POINTER(_GPtrArray), [c_void_p]),
+        ("ostree_sysroot_write_deployments", c_int, [c_void_p, c_void_p, c_void_p, c_void_p]),
+        ("ostree_sysroot_get_merge_deployment", c_void_p, [c_void_p, c_char_p]),
+        (
+            "ostree_sysroot_deploy_tree",
+            c_int,
+            [
+                c_void_p,
+                c_char_p,
+                c_char_p,
+                c_void_p,
+                c_void_p,
+                c_void_p,
+                c_void_p,
+                c_void_p,
+                c_void_p,
+            ],
+        ),
+        ("ostree_sysroot_cleanup", c_int, [c_void_p, c_void_p, c_void_p]),
+        ("ostree_deployment_get_csum", c_char_p, [c_void_p]),
+        ("ostree_deployment_get_osname", c_char_p, [c_void_p]),
+        ("ostree_deployment_get_deployserial", c_int, [c_void_p]),
+        ("ostree_deployment_is_pinned", c_int, [c_void_p]),
+    ):
+        function = getattr(ostree, name)
+        function.restype, function.argtypes = result, arguments
+    gio.g_file_new_for_path.restype, gio.g_file_new_for_path.argtypes = c_void_p, [c_char_p]
+    gio.g_object_unref.argtypes = [c_void_p]
+    gio.g_object_ref.restype, gio.g_object_ref.argtypes = c_void_p, [c_void_p]
+    glib.g_ptr_array_new.restype = POINTER(_GPtrArray)
+    glib.g_ptr_array_add.argtypes = [c_void_p, c_void_p]
+    glib.g_ptr_array_unref.argtypes = [c_void_p]
+    glib.g_error_free.argtypes = [c_void_p]
+    glib.g_key_file_new.restype = c_void_p
+    glib.g_key_file_load_from_data.argtypes = [c_void_p, c_char_p, c_size_t, c_int, c_void_p]
+    glib.g_key_file_unref.argtypes = [c_void_p]
+    return ostree, gio, glib
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """A deployment as libostree knows it; ``handle`` is its object, alive as long as the ``Sysroot``."""
+
+    handle: int
+    checksum: str
+    stateroot: str
+    serial: int
+    pinned: bool
+
+    @property
+    def name(self) -> str:
+        """``CHECKSUM.SERIAL``, as its directory is called."""
+        return f"{self.checksum}.{self.serial}"
+
+
+class Sysroot:
+    """An ostree sysroot, loaded; use as a context manager.
+
+    Raises:
+        UnsupportedEnvironmentError: no libostree, or an old one.
+        StorageError: what libostree says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._ostree, self._gio, self._glib = _library()
+        self._path = path
+        file = self._gio.g_file_new_for_path(str(path).encode())
+        self._self = self._ostree.ostree_sysroot_new(file)
+        self._gio.g_object_unref(file)
+        self._kept: list[Any] = []
+        self.load()
+
+    def __enter__(self) -> Sysroot:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for array in self._kept:
+            self._glib.g_ptr_array_unref(array)
+        self._kept.clear()
+        self._gio.g_object_unref(self._self)
+
+    def _call(self, doing: str, name: str, *arguments: Any) -> None:
+        problem = POINTER(_GError)()
+        if not getattr(self._ostree, name)(*arguments, None, byref(problem)):
+            text = (
+                problem.contents.message.decode("utf-8", "replace")
+                if problem
+                else "no reason given"
+            )
+            if problem:
+                self._glib.g_error_free(problem)
+            raise StorageError(
+                f"libostree cannot {doing} in {self._path}",
+                reference="libostree",
+                found=printable(text, 600),
+            )
+
+    def load(self) -> None:
+        """Read the deployments again."""
+        self._call("read the deployments", "ostree_sysroot_load", self._self)
+
+    def deployments(self) -> list[Deployed]:
+        """In boot order, first boots next."""
+        array = self._ostree.ostree_sysroot_get_deployments(self._self)
+        self._kept.append(array)
+        found = []
+        for index in range(array.contents.len):
+            handle = array.contents.pdata[index]
+            found.append(
+                Deployed(
+                    handle,
+                    self._ostree.ostree_deployment_get_csum(handle).decode(),
+                    self._ostree.ostree_deployment_get_osname(handle).decode(),
+                    self._ostree.ostree_deployment_get_deployserial(handle),
+                    bool(self._ostree.ostree_deployment_is_pinned(handle)),
+                )
+            )
+        return found
+
+    def deploy(
+        self,
+        stateroot: str,
+        commit: str,
+        origin: str,
+        options: Sequence[str],
+        merge: Deployed | None,
+    ) -> Deployed:
+        """Check ``commit`` out as a new deployment and merge ``/etc`` from ``merge`` into it; it does not boot yet.
+
+        Args:
+            stateroot: its group of deployments.
+            commit: checksum of a commit in the repository.
+            origin: text of the origin file.
+            options: the kernel command line without ``ostree=``.
+            merge: whose ``/etc`` is carried over; None for the image's own.
+        """
+        key_file = self._glib.g_key_file_new()
+        problem = POINTER(_GError)()
+        data = origin.encode()
+        if not self._glib.g_key_file_load_from_data(key_file, data, len(data), 0, byref(problem)):
+            raise ValueError("the origin is not a key file")
+        arguments = (c_char_p * (len(options) + 1))(*[option.encode() for option in options], None)
+        made = c_void_p()
+        try:
+            self._call(
+                "deploy the image",
+                "ostree_sysroot_deploy_tree",
+                self._self,
+                stateroot.encode(),
+                commit.encode(),
+                key_file,
+                merge.handle if merge else None,
+                arguments,
+                byref(made),
+            )
+        finally:
+            self._glib.g_key_file_unref(key_file)
+        handle = made.value or 0
+        return Deployed(
+            handle,
+            commit,
+            stateroot,
+            self._ostree.ostree_deployment_get_deployserial(handle),
+            pinned=False,
+        )
+
+    def write_order(self, order: Sequence[Deployed]) -> None:
+        """Make exactly these deployments boot, in this order: libostree's atomic switch, synced."""
+        array = self._glib.g_ptr_array_new()
+        try:
+            for deployed in order:
+                self._glib.g_ptr_array_add(array, deployed.handle)
+            self._call(
+                "write the boot entries", "ostree_sysroot_write_deployments", self._self, array
+            )
+        finally:
+            self._glib.g_ptr_array_unref(array)
+
+    def cleanup(self) -> None:
+        """Delete deployments that are not listed, and objects that nothing refers to."""
+        self._call("clean up", "ostree_sysroot_cleanup", self._self)

@@ -1,0 +1,122 @@
+"""ostree's object formats and checksums (libostree, ``ostree-core.h``), pure.
+
+    content   sha256(u32be size of header, 4 zero bytes, header (uuuusa(ayay)), file content)     objects/xx/rest.file
+    dirmeta   sha256((uuua(ayay)))                                                                objects/xx/rest.dirmeta
+    dirtree   sha256((a(say)a(sayay)))                                                            objects/xx/rest.dirtree
+    commit    sha256((a{sv}aya(say)sstayay))                                                      objects/xx/rest.commit
+
+Numbers are big-endian inside. Extended attributes are sorted by name, names with their NUL. Modes include the file type.
+Times are not part of any object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from bootc_ostree.variant import decode, encode, swap32, swap64
+
+HEADER: Final = "(uuuusa(ayay))"
+DIRMETA: Final = "(uuua(ayay))"
+DIRTREE: Final = "(a(say)a(sayay))"
+COMMIT: Final = "(a{sv}aya(say)sstayay)"
+
+Xattrs = Iterable[tuple[bytes, bytes]]
+
+
+def _xattrs(xattrs: Xattrs) -> list[tuple[bytes, bytes]]:
+    return [(name + b"\0", value) for name, value in sorted(xattrs)]
+
+
+def file_header(uid: int, gid: int, mode: int, target: str = "", xattrs: Xattrs = ()) -> bytes:
+    """What is hashed in front of a file's content (for a symbolic link: instead of it)."""
+    variant = encode(HEADER, (swap32(uid), swap32(gid), swap32(mode), 0, target, _xattrs(xattrs)))
+    return len(variant).to_bytes(4, "big") + bytes(4) + variant
+
+
+def symlink_checksum(uid: int, gid: int, target: bytes, xattrs: Xattrs = ()) -> bytes:
+    """Checksum of a symbolic link."""
+    header = file_header(uid, gid, stat.S_IFLNK | 0o777, target.decode("utf-8"), xattrs)
+    return hashlib.sha256(header).digest()
+
+
+def dirmeta(uid: int, gid: int, mode: int, xattrs: Xattrs = ()) -> bytes:
+    """A directory's metadata object."""
+    return encode(DIRMETA, (swap32(uid), swap32(gid), swap32(mode), _xattrs(xattrs)))
+
+
+def dirtree(
+    files: Sequence[tuple[str, bytes]], directories: Sequence[tuple[str, bytes, bytes]]
+) -> bytes:
+    """A directory's list: (name, checksum) and (name, tree checksum, metadata checksum), each sorted by name."""
+    return encode(DIRTREE, (sorted(files), sorted(directories)))
+
+
+def commit(
+    root_tree: bytes,
+    root_meta: bytes,
+    *,
+    metadata: dict[str, str],
+    timestamp: int,
+    parent: bytes = b"",
+    subject: str = "",
+) -> bytes:
+    """A commit object; metadata values are strings, sorted by key, so that equal inputs give equal commits."""
+    pairs = [(key, ("s", metadata[key])) for key in sorted(metadata)]
+    return encode(COMMIT, (pairs, parent, [], subject, "", swap64(timestamp), root_tree, root_meta))
+
+
+def parse_commit(data: bytes) -> dict[str, Any]:
+    """``metadata`` (keys to Python values), ``parent``, ``timestamp``, ``tree`` and ``meta`` of a commit object.
+
+    Raises:
+        ValueError: not a commit.
+    """
+    pairs, parent, _, subject, _, timestamp, tree, meta = decode(COMMIT, data)
+    return {
+        "metadata": {key: value for key, (_, value) in pairs},
+        "parent": parent,
+        "subject": subject,
+        "timestamp": swap64(timestamp),
+        "tree": tree,
+        "meta": meta,
+    }
+
+
+def parse_dirtree(data: bytes) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes, bytes]]]:
+    """Files and directories of a dirtree object.
+
+    Raises:
+        ValueError: not a dirtree.
+    """
+    files, directories = decode(DIRTREE, data)
+    return list(files), list(directories)
+
+
+def escape_ref(text: str) -> str:
+    """``text`` as part of a ref name, as ostree-ext escapes it: ``docker://x_y`` to ``docker_3A__2F__2F_x__y``.
+
+    Raises:
+        ValueError: empty, or with a NUL.
+    """
+    if not text or "\0" in text:
+        raise ValueError("an empty name cannot be a ref")
+    out = []
+    for index, char in enumerate(text):
+        if char.isascii() and (char.isalnum() or char == "-"):
+            out.append(char)
+        elif char == "_":
+            out.append("__")
+        elif (
+            char == "/"
+            and index
+            and index + 1 < len(text)
+            and text[index - 1].isascii()
+            and text[index - 1].isalnum()
+        ):
+            out.append(char)
+        else:
+            out.append(f"_{ord(char):02X}_")
+    return "".join(out)

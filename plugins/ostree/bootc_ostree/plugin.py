@@ -1,0 +1,124 @@
+"""The ostree storage backend, and the bootloader ``none`` for entries that something else makes effective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from bootc_core import hookimpl
+from bootc_core.hooks.offers import BackendOffer, BootloaderOffer
+
+if TYPE_CHECKING:
+    from bootc_core.models.boot import BootPlan, PresentEntry
+    from bootc_core.models.context import Context
+    from bootc_core.models.events import Event
+    from bootc_core.models.host import HostStatus
+    from bootc_core.models.image import StagedDeployment, VerifiedImage
+    from bootc_core.models.reference import ImageReference
+    from bootc_core.models.sysroot import Sysroot
+
+    Emit = Callable[[Event], None]
+
+BOOTC_API = 1
+
+
+def _claims(sysroot: Sysroot) -> bool:
+    return (sysroot.path / "ostree/repo/config").is_file()
+
+
+def _read_host(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> HostStatus:
+    from bootc_ostree import state
+
+    return state.read_host(sysroot, entries)
+
+
+def _tracked(sysroot: Sysroot, reference: ImageReference) -> str | None:
+    from bootc_ostree import state
+
+    return state.tracked(sysroot, reference)
+
+
+def _manifest(sysroot: Sysroot, digest: str) -> bytes | None:
+    from bootc_ostree import state
+
+    return state.manifest(sysroot, digest)
+
+
+def _bootloader(sysroot: Sysroot) -> str | None:
+    del sysroot
+    return "none"  # libostree writes the entries; nothing else may
+
+
+def _read_entries(sysroot: Sysroot, warn: Callable[[str], None]) -> Sequence[PresentEntry]:
+    from bootc_ostree import state
+
+    return state.read_entries(sysroot, warn)
+
+
+def _preflight(sysroot: Sysroot, plan: BootPlan) -> None:
+    """Libostree checks the boot partition itself."""
+
+
+@hookimpl
+def bootc_register_backends() -> Sequence[BackendOffer]:
+    """The backend ``ostree``."""
+    return [BackendOffer("ostree", _claims, _read_host, _tracked, _bootloader, _manifest)]
+
+
+@hookimpl
+def bootc_register_bootloaders() -> Sequence[BootloaderOffer]:
+    """The bootloader ``none``."""
+    return [BootloaderOffer("none", _read_entries, _preflight)]
+
+
+@hookimpl
+async def bootc_stage(
+    context: Context, image: VerifiedImage, sysroot: Sysroot, emit: Emit
+) -> StagedDeployment | None:
+    """Import the layers and commit the merged image."""
+    from bootc_ostree import backend
+
+    return await backend.stage(context, image, sysroot, emit)
+
+
+@hookimpl
+async def bootc_finalize(
+    context: Context, sysroot: Sysroot, staged: StagedDeployment, emit: Emit
+) -> BootPlan | None:
+    """Deploy by libostree, ``/etc`` merge and switch included."""
+    from bootc_ostree import backend
+
+    return await backend.finalize(context, sysroot, staged, emit)
+
+
+@hookimpl
+async def bootc_switch_boot(context: Context, sysroot: Sysroot, plan: BootPlan) -> bool | None:
+    """Nothing is left to do."""
+    del context, sysroot, plan
+    return True
+
+
+@hookimpl
+async def bootc_rollback(context: Context, sysroot: Sysroot) -> BootPlan | None:
+    """Swap the first two deployments by libostree."""
+    from bootc_ostree import backend
+
+    return await backend.rollback(context, sysroot)
+
+
+@hookimpl
+async def bootc_discard(
+    context: Context, sysroot: Sysroot, staged: StagedDeployment | None
+) -> BootPlan | None:
+    """Remove what is not listed."""
+    from bootc_ostree import backend
+
+    return await backend.discard(context, sysroot, staged)
+
+
+@hookimpl
+async def bootc_prune(context: Context, sysroot: Sysroot) -> bool | None:
+    """Remove refs and objects that no deployment needs."""
+    from bootc_ostree import backend
+
+    return await backend.prune(context, sysroot)
