@@ -17,7 +17,8 @@ import stat
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from operator import itemgetter
+from typing import Final, NamedTuple, NoReturn
 
 from bootc_core import limits
 from bootc_core.errors import ContentError, printable
@@ -35,7 +36,9 @@ _LETTERS: Final = {
     stat.S_IFLNK: b"l",
 }
 _META: Final = frozenset(b".^$*+?{}[]\\|()")
-_REPEAT: Final = frozenset(b"*+?{")
+_OPENING: Final = frozenset(b"[({")
+_BACKSLASH: Final = 0x5C
+_ALTERNATIVE: Final = 0x7C
 _CLASSES: Final = {
     b"alnum": rb"0-9A-Za-z",
     b"alpha": rb"A-Za-z",
@@ -61,6 +64,7 @@ class Line:
     letter: bytes  # of the file type; empty: any
     context: bytes
     place: str  # for messages
+    number: int = 0
     compiled: re.Pattern[bytes] | None = None
 
     def matches(self, key: bytes) -> bool:
@@ -86,21 +90,30 @@ class Line:
         return self.compiled.fullmatch(key) is not None
 
 
+_Candidate = tuple[int, bytes, bytes, Line]  # minus its number, prefix, needle
+
+
 class Policy:
     """Labels for paths: parsed lines, found by the literal text with which they begin."""
 
     def __init__(self, lines: list[Line], aliases: dict[bytes, bytes]) -> None:
         self.lines = lines
         self.aliases = aliases
-        self._exact: dict[bytes, list[int]] = {}
-        self._starting: dict[bytes, list[int]] = {}
+        self._exact: dict[bytes, list[Line]] = {}  # by the only path that matches
+        self._by_prefix: dict[bytes, list[_Candidate]] = {}
+        self._by_directory: dict[bytes, list[_Candidate]] = {}  # of the prefix
         for number, line in enumerate(lines):
-            prefix, whole = literal_prefix(line.expression)
-            (self._exact if whole else self._starting).setdefault(prefix, []).append(number)
-        # Last line first: the search ends with the first match, and with buckets that only have earlier lines.
-        for bucket in (*self._exact.values(), *self._starting.values()):
-            bucket.reverse()
-        self._lengths = sorted({len(prefix) for prefix in self._starting})
+            line.number = number
+            found = literals(line.expression)
+            if found.whole:
+                self._exact.setdefault(found.prefix, []).append(line)
+                continue
+            candidate = (-number, found.prefix, found.needle, line)
+            self._by_prefix.setdefault(found.prefix, []).append(candidate)
+            directory = found.prefix[: found.prefix.rfind(b"/") + 1]
+            self._by_directory.setdefault(directory, []).append(candidate)
+        self._lengths = sorted({len(prefix) for prefix in self._by_prefix})
+        self._candidates: dict[bytes, list[_Candidate]] = {}
 
     def label(self, path: bytes, mode: int) -> bytes | None:
         """The context for a path (absolute) of a file type; ``None``: no label.
@@ -110,52 +123,89 @@ class Policy:
         """
         letter = _LETTERS[stat.S_IFMT(mode)]
         key = path + letter
-        best = -1
-        for number in self._exact.get(path, ()):
-            if self.lines[number].letter in {b"", letter}:
-                best = number
+        best: Line | None = None
+        for line in self._exact.get(path, ()):
+            if line.letter in {b"", letter}:
+                best = line  # the last one counts
+        limit = -1 if best is None else best.number
+        directory = path[: path.rfind(b"/") + 1]
+        candidates = self._candidates.get(directory)
+        if candidates is None:
+            candidates = self._candidates[directory] = self._of_directory(directory)
+        for number, prefix, needle, line in candidates:
+            if -number < limit:
                 break
-        for length in self._lengths:
-            if length > len(path):
+            if (
+                path.startswith(prefix)
+                and needle in path
+                and line.letter in {b"", letter}
+                and line.matches(key)
+            ):
+                best = line
                 break
-            for number in self._starting.get(path[:length], ()):
-                if number <= best:
-                    break
-                line = self.lines[number]
-                if line.letter in {b"", letter} and line.matches(key):
-                    best = number
-                    break
-        if best < 0 or self.lines[best].context == _NONE:
+        if best is None or best.context == _NONE:
             return None
-        return self.lines[best].context
+        return best.context
+
+    def _of_directory(self, directory: bytes) -> list[_Candidate]:
+        """The lines that may match a name directly in a directory (with its slash), the last one first."""
+        found: list[_Candidate] = []
+        for length in self._lengths:
+            if length > len(directory):
+                break
+            found += self._by_prefix.get(directory[:length], ())
+        found += [
+            candidate
+            for candidate in self._by_directory.get(directory, ())
+            if len(candidate[1]) > len(directory)
+        ]
+        found.sort(key=itemgetter(0))
+        return found
 
 
-def literal_prefix(expression: bytes) -> tuple[bytes, bool]:
-    """The text with which every match begins, and whether it is the whole expression."""
-    if b"|" in expression and _has_alternatives(expression):
-        return b"", False
-    found = bytearray()
+class Literals(NamedTuple):
+    """Text that whatever an expression matches must contain."""
+
+    prefix: bytes  # at its beginning
+    whole: bool  # the prefix is all of it
+    needle: bytes  # somewhere after the prefix
+
+
+def literals(expression: bytes) -> Literals:
+    """The literal text of an expression; less than there is where it is complicated."""
+    runs = [bytearray()]  # the first one from the beginning
     position = 0
+    plain = True
     while position < len(expression):
         byte = expression[position]
-        step = 1
-        if byte == 0x5C:
-            following = expression[position + 1 : position + 2]
+        end = position + 1
+        literal = byte not in _META
+        if byte == _BACKSLASH:
+            following = expression[end : end + 1]
             if not following or following.isalnum() or following == b"_":
-                break  # a class or an assertion
-            byte, step = following[0], 2
-        elif byte in _META:
-            break
-        if position + step < len(expression) and expression[position + step] in _REPEAT:
-            break
-        found.append(byte)
-        position += step
-    return bytes(found), position == len(expression)
+                plain = False  # a class, an assertion, a number: what follows may not be text
+                break
+            byte, end, literal = following[0], end + 1, True
+        elif byte == _ALTERNATIVE:
+            return Literals(b"", False, b"")
+        elif byte in _OPENING:
+            end = _closing(expression, position)
+        if not literal or expression[end : end + 1] in {b"*", b"?", b"{"}:
+            plain = False
+            runs.append(bytearray())
+        else:
+            runs[-1].append(byte)
+            if expression[end : end + 1] == b"+":
+                plain = False
+                runs.append(bytearray())
+        position = end
+    needle = max(runs[1:], key=len, default=b"") if b"(?" not in expression else b""
+    return Literals(bytes(runs[0]), plain, bytes(needle))
 
 
-def _has_alternatives(expression: bytes) -> bool:
-    """Is there a ``|`` outside of groups and sets?"""
-    depth = position = 0
+def _closing(expression: bytes, position: int) -> int:
+    """The position after the set, group or repetition that begins here."""
+    depth = 0
     while position < len(expression):
         byte = expression[position : position + 1]
         if byte == b"\\":
@@ -164,13 +214,15 @@ def _has_alternatives(expression: bytes) -> bool:
             position += 2 if expression[position + 1 : position + 2] == b"^" else 1
             position = expression.find(b"]", position + 1)  # a first "]" is a member
             if position < 0:
-                return True  # not valid; said when it is compiled
-        elif byte in {b"(", b")"}:
-            depth += 1 if byte == b"(" else -1
-        elif byte == b"|" and depth <= 0:
-            return True
+                break  # not valid; said when it is compiled
+        elif byte in {b"(", b"{"}:
+            depth += 1
+        elif byte in {b")", b"}"}:
+            depth -= 1
         position += 1
-    return False
+        if depth <= 0:
+            return position
+    return len(expression)
 
 
 def translate(expression: bytes) -> bytes:

@@ -255,26 +255,33 @@ def test_config_without_type_means_no_policy(config):
 
 
 @pytest.mark.parametrize(
-    ("expression", "prefix", "whole"),
+    ("expression", "prefix", "whole", "needle"),
     [
-        (b"/usr/bin/env", b"/usr/bin/env", True),
-        (rb"/usr/lib/a\.so", b"/usr/lib/a.so", True),
-        (b"/usr(/.*)?", b"/usr", False),
-        (b"/usr/lib64?/x", b"/usr/lib6", False),
-        (rb"/x\.*", b"/x", False),
-        (rb"/x\d", b"/x", False),
-        (b"/a|/b", b"", False),
-        (b"/a(b|c)", b"/a", False),
-        (b"/a[(]b|c[)]d", b"", False),
-        (b"/a[](]b|c[)]d", b"", False),
-        (b"/a(x(y)|z)", b"/a", False),
-        (b"/a[|]", b"/a", False),
-        (b".*", b"", False),
-        (b"", b"", True),
+        (b"/usr/bin/env", b"/usr/bin/env", True, b""),
+        (rb"/usr/lib/a\.so", b"/usr/lib/a.so", True, b""),
+        (b"/usr(/.*)?", b"/usr", False, b""),
+        (b"/usr(/.*)?/bin(/.*)?", b"/usr", False, b"/bin"),
+        (b"/usr/lib64?/x", b"/usr/lib6", False, b"/x"),
+        (b"/usr/a+b", b"/usr/a", False, b"b"),
+        (rb"/x\.*", b"/x", False, b""),
+        (rb"/x\d", b"/x", False, b""),
+        (rb"/x\x41abc", b"/x", False, b""),
+        (b"/a|/b", b"", False, b""),
+        (b"/a(b|c)", b"/a", False, b""),
+        (b"/a[(]b|c[)]d", b"", False, b""),
+        (b"/a[](]b|c[)]d", b"", False, b""),
+        (b"/a[^](]b(c)|d", b"", False, b""),
+        (b"/a(x(y)|z)bc", b"/a", False, b"bc"),
+        (b"/a[|]", b"/a", False, b""),
+        (b"/a{2}bc", b"/", False, b"bc"),
+        (b"/a(?!b)cd", b"/a", False, b""),
+        (b".*", b"", False, b""),
+        (b".+/lib", b"", False, b"/lib"),
+        (b"", b"", True, b""),
     ],
 )
-def test_literal_prefix(expression, prefix, whole):
-    assert selinux.literal_prefix(expression) == (prefix, whole)
+def test_literals(expression, prefix, whole, needle):
+    assert selinux.literals(expression) == (prefix, whole, needle)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +310,9 @@ PATHS = st.text("/ab.x", min_size=1, max_size=8).map(lambda text: b"/" + text.en
 EXPRESSIONS = st.one_of(
     PATHS.map(re.escape),
     PATHS,
-    st.from_regex(r"/[ab](/\.\*|\(a\|b\)|[ab]\?|\[ab\]\+)?", fullmatch=True).map(str.encode),
+    st.from_regex(r"/[ab](/\.\*|\(a\|b\)|[ab]\?|\[ab\]\+|\(/\.\*\)\?)?[abx/]?", fullmatch=True).map(
+        str.encode
+    ),
 )
 
 
