@@ -1,0 +1,181 @@
+"""Resolving and fetching: one reference, its endpoints in order, its documents for this machine.
+
+    reference ─▶ endpoints (mirrors, primary) ─▶ tag or digest ─▶ [index ─▶ platform ─▶] manifest ─▶ config
+
+The endpoint that delivers all documents also serves the blobs. A tag is resolved once; everything after goes by digest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+
+from bootc_core import limits
+from bootc_core.errors import ContentError, TransportError, printable
+from bootc_core.models.image import Attachment, BlobSource, FetchedImage
+from bootc_core.models.oci import (
+    INDEX_TYPES,
+    Descriptor,
+    RawDocument,
+    parse_config,
+    parse_index,
+    parse_manifest,
+)
+from bootc_core.models.reference import ImageReference, RegistryName, Transport
+from bootc_core.net.http import Pool
+from bootc_core.oci.platform import check_config, check_depth, host_platform, select
+from bootc_core.retry import REGISTRY_READ, again
+from bootc_registry.attachments import COSIGN, read_cosign
+from bootc_registry.client import RegistryClient
+from bootc_registry.config import load_registries
+
+_LOG: Final = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+async def resolve(
+    root: Path, reference: ImageReference, *, timeout_s: float = limits.READ_TIMEOUT_S
+) -> str:
+    """Digest of what ``reference`` names now; a digest names itself, a tag costs one HEAD request.
+
+    Raises:
+        TransportError, ContentError, ConfigError: as ``fetch``.
+    """
+    name = reference.registry_name()
+    if name.digest:
+        return name.digest
+
+    async def ask(client: RegistryClient) -> str:
+        what = reference.display()
+        digest = await _read(client.head_manifest, client.name.target, what)
+        if digest is None:
+            digest = (await _read(client.get_manifest, client.name.target, what)).digest
+        return digest
+
+    return await _first(root, name, ask, timeout_s)
+
+
+async def fetch(
+    root: Path, reference: ImageReference, *, timeout_s: float = limits.READ_TIMEOUT_S
+) -> FetchedImage:
+    """The image's documents, each checked against its digest, and the way to its blobs.
+
+    Args:
+        root: configuration root.
+        reference: of transport ``registry``.
+        timeout_s: silence on a connection.
+
+    Raises:
+        TransportError: no endpoint delivers; the primary's error, with notes about the mirrors.
+        ContentError: what is delivered is not an image for this machine.
+        ConfigError: registries.conf, certs.d or an auth file is wrong.
+    """
+    name = reference.registry_name()
+    return await _first(root, name, partial(_fetch_from, reference, name), timeout_s)
+
+
+async def _first(
+    root: Path, name: RegistryName, ask: Callable[[RegistryClient], Awaitable[T]], timeout_s: float
+) -> T:
+    """What the first endpoint that works answers."""
+    registries = await trio.to_thread.run_sync(load_registries, root)
+    notes: list[str] = []
+    with Pool() as pool:
+        for endpoint in registries.endpoints(name):
+            helpers = registries.foreign_helpers
+            client = await trio.to_thread.run_sync(
+                RegistryClient, root, endpoint, pool, helpers, timeout_s
+            )
+            try:
+                return await ask(client)
+            except (TransportError, ContentError) as problem:
+                if not endpoint.mirror:
+                    for note in notes:
+                        problem.add_note(note)
+                    raise
+                notes.append(f"mirror {endpoint.name.repository}: {problem.message}")
+                _LOG.warning("%s", notes[-1])
+    raise AssertionError("the primary endpoint is the last")
+
+
+async def _read(call: Callable[..., T], *arguments: object) -> T:
+    return await again(
+        REGISTRY_READ, lambda: trio.to_thread.run_sync(call, *arguments, abandon_on_cancel=True)
+    )
+
+
+async def _fetch_from(
+    reference: ImageReference, name: RegistryName, client: RegistryClient
+) -> FetchedImage:
+    what = reference.display()
+    platform = host_platform()
+    document: RawDocument = await _read(client.get_manifest, client.name.target, what)
+    index = document if document.media_type in INDEX_TYPES else None
+    depth = 0
+    while document.media_type in INDEX_TYPES:
+        depth += 1
+        check_depth(depth, f"the index of {what}")
+        entry = select(parse_index(document, f"the index of {what}"), platform, what)
+        document = await _read_instance(client, entry, f"the manifest of {what}")
+    manifest = parse_manifest(document, f"the manifest of {what}")
+    about_config = f"the configuration of {what}"
+    raw = await _read(client.get_blob, manifest.config, limits.CONFIG_BYTES, about_config)
+    config_document = RawDocument(manifest.config.media_type, raw)
+    config = parse_config(config_document, manifest, about_config)
+    check_config(config, platform, what)
+
+    async def blob_source(descriptor: Descriptor) -> BlobSource:
+        return await _read(client.blob_source, descriptor)
+
+    async def read_attachments(kind: str) -> tuple[Attachment, ...]:
+        if kind != COSIGN:
+            return ()
+        return await _read(read_cosign, client, document.digest)
+
+    pinned = name.with_digest((index or document).digest)
+    return FetchedImage(
+        requested=reference,
+        resolved=ImageReference(Transport.REGISTRY, str(pinned)),
+        index=index,
+        manifest_document=document,
+        manifest=manifest,
+        config_document=config_document,
+        config=config,
+        blob_source=blob_source,
+        read_attachments=read_attachments,
+    )
+
+
+async def _read_instance(client: RegistryClient, entry: Descriptor, what: str) -> RawDocument:
+    """The manifest (or nested index) that an index entry describes."""
+    if entry.size > limits.MANIFEST_BYTES:
+        raise ContentError(
+            f"{what} is too large",
+            reference="too-large",
+            expected=f"at most {limits.MANIFEST_BYTES} bytes",
+            found=f"{entry.size} bytes",
+            catalogue="LIM",
+        )
+    document: RawDocument = await _read(client.get_manifest, entry.digest, what)
+    if len(document.raw) != entry.size:
+        raise ContentError(
+            f"{what} has another size than the index says",
+            reference="size-mismatch",
+            expected=f"{entry.size} bytes",
+            found=f"{len(document.raw)} bytes",
+            catalogue="INT",
+        )
+    if entry.media_type and entry.media_type != document.media_type:
+        raise ContentError(
+            f"{what} has another type than the index says",
+            reference="ambiguous-document",
+            expected=printable(entry.media_type),
+            found=printable(document.media_type),
+            catalogue="INT",
+        )
+    return document
