@@ -94,10 +94,11 @@ def entry_text(entry: BootEntry, order: int, sort_prefix: str | None = None) -> 
     pairs.append(("options", options))
     if entry.machine_id:
         pairs.append(("machine-id", entry.machine_id))
-    pairs.append(("sort-key", f"{sort_prefix or sort_key_prefix(entry.os_id)}-{order}"))
     pairs += entry.extra
     if line.deployment != entry.deployment_id and DEPLOYMENT_KEY not in dict(entry.extra):
         pairs.append((DEPLOYMENT_KEY, entry.deployment_id))
+    # Last, so that a file that was cut short has no place among ours.
+    pairs.append(("sort-key", f"{sort_prefix or sort_key_prefix(entry.os_id)}-{order}"))
     return print_entry(pairs)
 
 
