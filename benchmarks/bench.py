@@ -107,17 +107,12 @@ class Peers:
         return ["chroot", str(self.root), *words]
 
     def version(self, program: str) -> str:
-        """The program's own word about its version."""
+        """The program's version."""
         told = subprocess.run(
             self.command(program, "--version"), check=True, capture_output=True, text=True
         )
-        return (
-            re.sub(r"\s+", " ", told.stdout)
-            .split(" Git:")[0]
-            .strip()
-            .removeprefix("libostree: Version: ")
-            .strip("' ")
-        )
+        found = re.search(r"\d+(\.\d+)+", told.stdout)
+        return found[0] if found else "of unknown version"
 
     @contextmanager
     def mounted(self) -> Iterator[None]:
@@ -489,7 +484,7 @@ def machine() -> str:
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 1024**2
     return (
         f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()},"
-        f" ext4 on a loop file, Python {platform.python_version()}"
+        " ext4 on a loop file"
     )
 
 
@@ -545,8 +540,11 @@ def main() -> None:
     bootc = subprocess.run(
         [PROJECT / ".venv/bin/bootc", "--version"], check=False, capture_output=True, text=True
     )
+    python = subprocess.run(
+        [PROJECT / ".venv/bin/python", "--version"], check=False, capture_output=True, text=True
+    )
     lines = [
-        f"Machine: {machine()}. Peers (Debian sid): {versions}. {bootc.stdout.strip()}.",
+        f"Machine: {machine()}. Peers (Debian sid): {versions}. {bootc.stdout.strip()} on {python.stdout.strip()}.",
         f"Medians of {arguments.n} runs, round robin; ratios are medians of paired runs.",
         "",
         *report(all_cases, requests),

@@ -191,7 +191,7 @@ class Layout:
                     continue
                 member.type, member.linkname = tarfile.DIRTYPE, ""
                 if given.link is not None:
-                    member.type, member.linkname = tarfile.SYMTYPE, given.link
+                    member.type, member.linkname, member.mode = tarfile.SYMTYPE, given.link, 0o777
                 archive.addfile(member)
 
         return self._pack(fill, compression)

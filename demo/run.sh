@@ -20,6 +20,9 @@ bootc() {
     printf '+ bootc %s\n' "$*"
     .venv/bin/bootc "$@"
 }
+status() { # for people, also where this is logged
+    if [ -t 1 ]; then bootc status --sysroot "$host"; else bootc status --sysroot "$host" --format humanreadable; fi
+}
 check() { # check WHAT COMMAND...
     local what=$1
     shift
@@ -123,7 +126,7 @@ fi
 say "An empty directory becomes a host that will boot $image"
 rm -rf "$host"
 bootc switch --sysroot "$host" --no-signature-verification "$image"
-bootc status --sysroot "$host"
+status
 first=$(field booted.image.imageDigest)
 check "the image boots next" test -n "$first"
 
@@ -166,7 +169,7 @@ else
         bootc switch --sysroot "$host" --no-signature-verification "127.0.0.1:$port/os/derived:latest"
     fi
 fi
-bootc status --sysroot "$host"
+status
 second=$(field booted.image.imageDigest)
 now=$(etc booted)
 check "local setting survived" contains "$now/local-setting" "made on this host"
@@ -186,7 +189,7 @@ fi
 if [ "$first" != "$second" ]; then
     say "And back"
     bootc rollback --sysroot "$host"
-    bootc status --sysroot "$host"
+    status
     check "the first image boots next again" is booted.image.imageDigest "$first"
     check "the second is kept" is rollback.image.imageDigest "$second"
     check "its settings are as they were left" contains "$(etc booted)/local-setting" "made on this host"
