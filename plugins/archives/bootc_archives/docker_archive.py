@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from pydantic import Field
 
-from bootc_archives.image import Opened
+from bootc_archives.image import TYPES, Opened
 from bootc_archives.store import ArchiveStore, compression_of, open_regular, read_source
 from bootc_core import limits
 from bootc_core.errors import ContentError, TransportError, UsageError, printable
@@ -33,7 +33,6 @@ from bootc_core.models.oci import OCI_CONFIG, OCI_MANIFEST, Descriptor, ImageCon
 from bootc_core.models.reference import ImageReference, RegistryName
 from bootc_core.oci.tar import BLOCK
 
-_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 _HEX: Final = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _LISTED: Final = 20  # names in an error
 
@@ -176,8 +175,8 @@ def _describe_layer(store: ArchiveStore, file: str, diff_id: str, what: str) -> 
     source = store.source(file)
     compression = compression_of(read_source(source, what, limits.LAYER_BYTES, at_most=BLOCK))
     if compression is None:
-        return {"mediaType": _LAYER, "digest": diff_id, "size": source.length}
-    if compression not in ("gzip", "zstd"):
+        return {"mediaType": TYPES["none"], "digest": diff_id, "size": source.length}
+    if compression not in TYPES:
         raise ContentError(
             f"{what} has an unsupported compression",
             reference="unsupported-layer",
@@ -185,7 +184,7 @@ def _describe_layer(store: ArchiveStore, file: str, diff_id: str, what: str) -> 
             found=compression,
         )
     return {
-        "mediaType": f"{_LAYER}+{compression}",
+        "mediaType": TYPES[compression],
         "digest": _hash(source, what),
         "size": source.length,
     }

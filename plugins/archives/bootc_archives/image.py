@@ -4,19 +4,24 @@
 
 Every document is compared with size and digest of the descriptor that named it; layers are compared
 with their size here, and with their digest when they are read.
+
+Local tools store layers plain whose manifest says gzip (podman's ``docker-dir`` does). The bytes
+decide: ``FetchedImage.manifest`` then names what is there, the raw document stays as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
-from bootc_archives.store import Store, read_source
+from bootc_archives.store import Store, compression_of, is_tar, read_source
 from bootc_core import limits
 from bootc_core.errors import ContentError
 from bootc_core.models.image import FetchedImage, FileSource
 from bootc_core.models.oci import (
     INDEX_TYPES,
+    LAYER_TYPES,
     Descriptor,
     Platform,
     RawDocument,
@@ -27,6 +32,14 @@ from bootc_core.models.oci import (
 )
 from bootc_core.models.reference import ImageReference
 from bootc_core.oci.platform import check_config, check_depth, select
+from bootc_core.oci.tar import BLOCK
+
+# compression -> media type
+TYPES: Final = {
+    "none": "application/vnd.oci.image.layer.v1.tar",
+    "gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
+    "zstd": "application/vnd.oci.image.layer.v1.tar+zstd",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +130,8 @@ def follow(opened: Opened, reference: ImageReference, wanted: Platform) -> Fetch
         found = store.source(opened.blob_name(descriptor))
         return sized(found, descriptor, f"layer {descriptor.digest} of {what}")
 
-    for layer in manifest.layers:  # a missing one is better known now than after half of the others
-        source(layer)
+    # a missing layer is better known now than after half of the others
+    layers = tuple(_as_stored(layer, source(layer), what) for layer in manifest.layers)
 
     async def blob_source(descriptor: Descriptor) -> FileSource:
         return source(descriptor)
@@ -128,8 +141,17 @@ def follow(opened: Opened, reference: ImageReference, wanted: Platform) -> Fetch
         resolved=reference,
         index=index,
         manifest_document=document,
-        manifest=manifest,
+        manifest=manifest.model_copy(update={"layers": layers}),
         config_document=config_document,
         config=config,
         blob_source=blob_source,
     )
+
+
+def _as_stored(layer: Descriptor, source: FileSource, what: str) -> Descriptor:
+    """The layer's descriptor with the media type that its first bytes show, where they show one."""
+    head = read_source(source, f"layer {layer.digest} of {what}", limits.LAYER_BYTES, BLOCK)
+    found = "none" if is_tar(head) else compression_of(head)
+    if found == LAYER_TYPES[layer.media_type] or found not in TYPES:
+        return layer
+    return layer.model_copy(update={"media_type": TYPES[found]})

@@ -48,6 +48,11 @@ class Store(Protocol):
         """
 
 
+def is_tar(head: bytes) -> bool:
+    """Is this the header of a tar file (ustar, pax or GNU; those of V7 have no mark)?"""
+    return head[257:262] == b"ustar"
+
+
 def compression_of(head: bytes) -> str | None:
     """How the file that begins with ``head`` is compressed (gzip, zstd, xz, bzip2); None: not at all.
 
@@ -55,7 +60,7 @@ def compression_of(head: bytes) -> str | None:
         head: its first 512 bytes, or all if it has fewer. Of a tar file that is a header, which may
             well begin like something compressed: a member can have any name.
     """
-    if head[257:262] == b"ustar":
+    if is_tar(head):
         return None
     return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
 

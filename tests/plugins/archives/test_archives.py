@@ -299,6 +299,23 @@ def test_a_layer_whose_first_name_looks_compressed(tmp_path):
     check_layers(get(f"docker-archive:{path}"), layers)
 
 
+def test_layers_stored_otherwise_than_the_manifest_says(tmp_path):
+    """Local tools do that; the digest is of what is stored, so nothing is believed."""
+    layout = Layout()
+    value = json.loads(layout.manifest())
+    gzip_type = value["layers"][0]["mediaType"]
+    value["layers"] = [
+        descriptor(gzip_type, layout.blob(LAYERS[0])),
+        {**value["layers"][1], "mediaType": gzip_type.replace("gzip", "zstd")},
+    ]
+    document = layout.add(layout.blob(json.dumps(value).encode()))
+    image = get(f"oci:{layout.write(tmp_path / 'image')}")
+    check_layers(image)
+    assert image.manifest_document.raw == document
+    types = [LAYER_TYPES[layer.media_type] for layer in image.manifest.layers]
+    assert types == ["none", "gzip"]
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 TRANSPORTS = ("oci", "oci-archive", "docker-archive", "dir")
