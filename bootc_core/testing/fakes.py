@@ -239,7 +239,7 @@ class FakeBootloader:
     def _clean(boot: Path) -> None:
         live = (boot / "loader").readlink().name if (boot / "loader").is_symlink() else ""
         for name in sorted(os.listdir(boot)):
-            if name.startswith("loader.") and name != live:
+            if name.startswith(("loader.", ".bootc-tmp-")) and name != live:
                 atomic.rmtree(boot / name)
         used = {
             value.lstrip("/").split("/")[1]
@@ -251,6 +251,9 @@ class FakeBootloader:
         for name in sorted(os.listdir(place)) if place.is_dir() else ():
             if name not in used:
                 atomic.rmtree(place / name)
+                continue
+            for half in sorted((place / name).glob(".bootc-tmp-*")):
+                atomic.unlink(half)
 
 
 def _checked(file: BootFile) -> bytes:
@@ -330,7 +333,7 @@ class FakeBackend:
 
     def claims(self, sysroot: Sysroot) -> bool:
         """Does our marker exist?"""
-        return (self.top(sysroot) / "layers").is_dir()
+        return self.top(sysroot).is_dir()
 
     def booting(self, sysroot: Sysroot) -> list[str]:
         """Deployments on the boot menu, first boots next; entries without one are left out."""

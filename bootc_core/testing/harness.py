@@ -209,16 +209,15 @@ class System:
             BootcError: as the command fails.
         """
         storage = self.storage()
-        notice = orchestrator.read_notice(storage)
-        if notice is None:
-            raise UsageError("No staged deployment found", reference="nothing-staged")
-        staged = notice
 
         async def work() -> Outcome:
             async with orchestrator.transaction(
                 self.plugins, storage, [("harness", self.events.append)], Operation.UPGRADE, ""
             ) as (run, host):
-                return await orchestrator.finalize_staged(run, host, staged)
+                notice = orchestrator.read_notice(storage)
+                if notice is None:
+                    raise UsageError("No staged deployment found", reference="nothing-staged")
+                return await orchestrator.finalize_staged(run, host, notice)
 
         return self.run(work)
 

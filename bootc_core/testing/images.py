@@ -23,6 +23,8 @@ from bootc_core.models import oci
 from bootc_core.oci.platform import host_platform
 
 KERNEL: Final = "6.1.0-test"
+KERNEL_BYTES: Final = b"MZ kernel\n" * 1000
+INITRD_BYTES: Final = b"initramfs\n" * 1000
 _MTIME: Final = 1_700_000_000
 _CREATED: Final = "2026-01-02T03:04:05Z"
 
@@ -162,8 +164,8 @@ def make_image(
         "var/lib/seed": b"once\n",
     }
     if kernel:
-        base[f"usr/lib/modules/{KERNEL}/vmlinuz"] = b"MZ kernel\n" * 1000
-        base[f"usr/lib/modules/{KERNEL}/initramfs.img"] = b"initramfs\n" * 1000
+        base[f"usr/lib/modules/{KERNEL}/vmlinuz"] = KERNEL_BYTES
+        base[f"usr/lib/modules/{KERNEL}/initramfs.img"] = INITRD_BYTES
     release = f'ID={os_id}\nNAME="Test OS"\nPRETTY_NAME="Test OS {version}"\nVERSION_ID={version}\n'
     own: dict[str, bytes | Link | None] = {
         "usr/lib/os-release": release.encode(),
