@@ -20,6 +20,7 @@ from bootc_core.errors import ContentError, printable
 
 COMPRESSIONS: Final = ("none", "gzip", "zstd")
 _HEAD: Final = 6  # bytes needed to recognise a format
+_HEADER_MOST: Final = 128 * 1024  # of a gzip header, whose extra field alone may have 64 KiB
 _STEP_LEAST: Final = 4096
 _STEP_MOST: Final = 1024 * 1024
 
@@ -234,11 +235,21 @@ def _decode(
     step = _STEP_MOST
     frames = 0
     decoder: _Decoder | None = None
+    held = b""  # an incomplete gzip header
     for chunk in source:
-        view = memoryview(chunk)
+        view = memoryview(held + chunk if held else chunk)
+        held = b""
         position, end = 0, len(view)
         while position < end:
+            least = 0
             if decoder is None:
+                if compression == "gzip":
+                    least = _gzip_header_length(view[position : position + _HEADER_MOST])
+                    if least > end - position:
+                        if least > _HEADER_MOST:
+                            raise _damage(what, compression, None, frames, meter.given)
+                        held = bytes(view[position:])
+                        break
                 frames += 1
                 if frames > max_frames:
                     raise ContentError(
@@ -248,7 +259,7 @@ def _decode(
                         catalogue="LIM",
                     )
                 decoder = make()
-            piece: bytes | memoryview = view[position : position + step]
+            piece: bytes | memoryview = view[position : position + max(step, least)]
             size = len(piece)
             meter.taken += size
             idle = 0
@@ -280,14 +291,34 @@ def _decode(
                 if idle > 2:
                     raise _damage(what, compression, None, frames, meter.given)
                 piece = b""
-    if decoder is not None:
+    if decoder is not None or held:
         raise ContentError(
             f"{what} is cut off",
             reference="truncated-layer",
             expected=f"a complete {compression} stream",
-            found=f"it ends after {meter.taken} bytes",
+            found=f"it ends after {meter.taken + len(held)} bytes",
             catalogue="INT",
         )
+
+
+def _gzip_header_length(view: memoryview) -> int:
+    """Length of the gzip header at the front; more than ``len(view)`` if it is incomplete.
+
+    isal 1.7 misreads headers with optional fields when they arrive in pieces, so it gets them in one.
+    """
+    data = bytes(view[:4])
+    if not data.startswith(b"\x1f\x8b"[: len(data)]) or (len(data) == 4 and not data[3] & 0x1E):
+        return 0  # nothing optional; or rubbish, about which the decoder complains
+    data, flags = bytes(view), data[3] if len(data) == 4 else 0
+    length = 10
+    if flags & 0x04:
+        length += 2 + int.from_bytes(data[10:12], "little")
+    for flag in (0x08, 0x10):  # name and comment, ended by zero
+        if flags & flag:
+            length = (data.find(0, length) + 1) or len(data) + 1
+    if flags & 0x02:
+        length += 2
+    return max(length, 12 if flags & 0x04 else 0)
 
 
 def _damage(

@@ -155,7 +155,7 @@ class LayerTree:
                 size, inline = 0, entry.linkname
             elif kind in _DEVICES:
                 raise ContentError(
-                    f"{what}: a device node outside /dev is not accepted: {printable(path)!r}",
+                    f"{what}: a device node outside /dev is not accepted: '{printable(path)}'",
                     reference="bad-member",
                 )
             else:
@@ -255,10 +255,10 @@ def _enter(root: Node, parent: bytes, path: bytes, what: str) -> dict[bytes, Nod
             child = children[part] = Node(stat.S_IFDIR | 0o755)
         elif child.children is None:
             raise ContentError(
-                f"{what}: cannot accept {printable(path)!r}: its parent is not a directory",
+                f"{what}: cannot accept '{printable(path)}': its parent is not a directory",
                 reference="parent-not-directory",
                 expected="a directory",
-                found=f"{printable(part)!r} is {_kind(child)}",
+                found=f"'{printable(part)}' is {_kind(child)}",
                 hint="links of the image are never followed; build the layer with the path that the link leads to",
             )
         node = child
@@ -282,7 +282,7 @@ def _link_target(
     node = siblings.get(base)
     if node is None or node.children is not None:
         raise ContentError(
-            f"{what}: cannot accept the hard link {printable(path)!r} to {printable(target)!r}",
+            f"{what}: cannot accept the hard link '{printable(path)}' to '{printable(target)}'",
             reference="bad-hard-link",
             expected="a file of this image that stands before the link",
             found="nothing of that name" if node is None else "a directory",
@@ -301,5 +301,5 @@ def _take_metadata(present: Node, node: Node) -> None:
 
 def _kind(node: Node) -> str:
     if stat.S_ISLNK(node.mode):
-        return f"a symbolic link to {printable(node.inline or b'')!r}"
+        return f"a symbolic link to '{printable(node.inline or b'')}'"
     return "a file" if stat.S_ISREG(node.mode) else "a special file"

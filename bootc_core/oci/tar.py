@@ -136,7 +136,7 @@ class TarEntry:
         return WHITEOUT in self.path and self.path.rpartition(b"/")[2].startswith(WHITEOUT)
 
     def __repr__(self) -> str:
-        return f"TarEntry({printable(self.path)!r} type={chr(self.type)} {self.mode:04o} size={self.size})"
+        return f"TarEntry('{printable(self.path)}' type={chr(self.type)} {self.mode:04o} size={self.size})"
 
 
 class _Problem(Exception):
@@ -225,7 +225,7 @@ def _check_whiteout(parts: list[bytes]) -> None:
 
 
 def _error(what: str, name: bytes | None, problem: _Problem) -> ContentError:
-    member = "" if name is None else f"cannot accept {printable(name)!r}: "
+    member = "" if name is None else f"cannot accept '{printable(name)}': "
     return ContentError(
         f"{what}: {member}{problem.message}",
         reference=problem.reference,
@@ -465,7 +465,7 @@ class HeaderDecoder:
             ContentError: the archive does not end with two zero blocks (it is truncated).
         """
         if not self.ended:
-            where = f"after {printable(self.last)!r}" if self.entries else "before the first member"
+            where = f"after '{printable(self.last)}'" if self.entries else "before the first member"
             raise _error(
                 self._what,
                 None,

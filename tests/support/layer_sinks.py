@@ -62,12 +62,19 @@ class NoteSink:
         self.lines[-1][2] = self.large.hexdigest()
 
     def finish(self) -> dict[str, Any]:
-        descriptor = os.open("notes", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=self.staging)
+        descriptor = os.open(
+            "notes", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=self.staging
+        )
         os.write(descriptor, json.dumps(self.lines).encode())
         os.close(descriptor)
         shared = self.options.get("shared")
         names = sorted(os.listdir(shared)) if shared is not None else None
-        return {"sha256": self.all.hexdigest(), "lines": len(self.lines), "shared": names, "objects_new": 7}
+        return {
+            "sha256": self.all.hexdigest(),
+            "lines": len(self.lines),
+            "shared": names,
+            "objects_new": 7,
+        }
 
     def abort(self) -> None:
         pass
