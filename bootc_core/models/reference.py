@@ -419,6 +419,20 @@ def _split_transport(text: str) -> tuple[Transport | None, int]:
     return None, 0
 
 
+def _meant_another(name: str) -> _BadError | None:
+    """What is wrong with a registry name that was written with a transport in front."""
+    try:
+        found, skip = _split_transport(name)
+    except _BadError as bad:
+        return bad
+    if found is None:
+        return None
+    rest = printable(name[skip:], 100)
+    option = "" if found is Transport.REGISTRY else f"--transport {found} "
+    hint = f"write {option}{rest}"
+    return _BadError(0, "a transport inside the name", "the name alone", hint)
+
+
 @dataclass(frozen=True, slots=True)
 class ImageReference:
     """A transport and a name, the name verbatim as it was written (without the transport's prefix).
@@ -436,10 +450,8 @@ class ImageReference:
         try:
             _CHECKS[self.transport](self.name)
         except _BadError as bad:
-            if "://" in self.name or self.name.partition(":")[0] in _TRANSPORTS:
-                bad.hint = (
-                    bad.hint or "leave out the transport in the name, or do without --transport"
-                )
+            if self.transport is Transport.REGISTRY:
+                bad = _meant_another(self.name) or bad
             raise bad.usage_error(self.name) from None
 
     @classmethod

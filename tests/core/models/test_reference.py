@@ -141,11 +141,29 @@ def test_unknown_transports_list_the_known_ones():
     assert "oci-archive:" in str(caught.value.expected)
 
 
-def test_a_name_with_a_transport_beside_transport_option():
+@pytest.mark.parametrize(
+    ("name", "found", "hint"),
+    [
+        ("docker://quay.io/x", "a transport inside the name at position 1", "write quay.io/x"),
+        (
+            "oci:/srv/os",
+            "a transport inside the name at position 1",
+            "write --transport oci /srv/os",
+        ),
+        ("blah://", "the unknown transport 'blah' at position 1", None),
+        ("docker:/x", "no '//' at position 8", "an image that is called docker is written "),
+    ],
+)
+def test_a_name_with_a_transport_where_only_a_name_belongs(name, found, hint):
     with pytest.raises(UsageError) as caught:
-        ImageReference.make("registry", "docker://quay.io/x")
-    assert "leave out the transport" in str(caught.value.hint)
+        ImageReference.make("registry", name)
+    assert caught.value.found == found
+    assert (caught.value.hint or "").startswith(hint or "")
+
+
+def test_docker_is_another_word_for_registry():
     assert ImageReference.make("docker", "quay.io/x") == ImageReference.parse("quay.io/x")
+    assert ImageReference.make("registry", "oci:1").name == "oci:1"  # a fine name of an image
 
 
 def test_default_transport_of_bare_names():
