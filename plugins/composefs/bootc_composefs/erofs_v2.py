@@ -12,19 +12,19 @@ import struct
 from array import array
 
 from bootc_composefs import erofs_format as form
-from bootc_composefs.erofs import (
+from bootc_composefs.erofs_format import BLOCK, SLOT, Overrides
+from bootc_composefs.erofs_tree import (
     Directory,
+    Pair,
     backing_pairs,
     check_file_type,
     check_target,
     survey,
     xattr_count,
 )
-from bootc_composefs.erofs_format import BLOCK, SLOT, Overrides
 from bootc_core.fs.verity import Algorithm
 from bootc_core.oci.tree import Node
 
-Pair = tuple[bytes, bytes]
 _VERSION = 2
 
 
