@@ -427,7 +427,6 @@ def answer_missing(places: tuple[str, ...]) -> PolicyAnswer:
     return PolicyAnswer(
         accept=False,
         reason="there is no policy.json, so nothing says which images are acceptable",
-        rule="no policy.json",
         could_check=False,
         hint=f"create {' or '.join(places)}, or take the image unchecked with {FLAG}",
     )
