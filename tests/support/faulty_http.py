@@ -91,6 +91,8 @@ class Peer:
 
     def read_request(self) -> Asked | None:
         try:
+            if self._file.peek(1)[:1] == b"\x16":  # TLS, and we do not speak it
+                return None
             line = self._file.readline().decode("latin-1")
             if not line:
                 return None

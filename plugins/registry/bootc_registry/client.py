@@ -141,15 +141,24 @@ class RegistryClient:
             TransportError, ContentError: as ``get_manifest``.
         """
         expected = f"{descriptor.size} bytes"
+        if descriptor.size > limit:
+            raise ContentError(
+                f"{what} is too large",
+                reference="too-large",
+                expected=f"at most {limit} bytes",
+                found=expected,
+                catalogue="LIM",
+            )
         with self._ask("GET", f"blobs/{descriptor.digest}", [], size=descriptor.size) as reply:
             if reply.status != 200:
                 raise self._refusal(reply, what)
             if reply.length is not None and reply.length != descriptor.size:
                 raise _size_error(what, expected, f"{reply.length} bytes")
-            data = reply.read(limit, what)
-        RawDocument("", data).check(descriptor.digest, what)
+            data = reply.read_front(descriptor.size + 1)
         if len(data) != descriptor.size:
-            raise _size_error(what, expected, f"{len(data)} bytes")
+            more = "more" if len(data) > descriptor.size else f"{len(data)} bytes"
+            raise _size_error(what, expected, more)
+        RawDocument("", data).check(descriptor.digest, what)
         return data
 
     def blob_source(self, descriptor: Descriptor) -> HttpSource:
@@ -206,22 +215,22 @@ class RegistryClient:
             try:
                 reply = self._ask_at(base, auth, method, path, headers, size, max_redirects)
             except TransportError as problem:
+                if failure is None or problem.reference == "tls-verify":
+                    failure = problem  # the second scheme is a guess: its failure counts only if it was right
                 if problem.reference not in _OTHER_SCHEME:
-                    failure = problem
                     break
-                failure = failure or problem
                 continue
-            if reply.status == 400 and scheme != self._schemes[-1]:
-                refused = (base, auth, reply)  # how a TLS server answers in the clear
+            if scheme != self._schemes[-1] and _wants_tls(reply):
+                refused = (base, auth, reply)
                 continue
             if refused:
                 refused[2].close()
             self._base, self._auth = base, auth
             return reply
-        if refused and (failure is None or failure.reference != "tls-verify"):
-            self._base, self._auth = refused[:2]
-            return refused[2]
         if refused:
+            if failure is None or failure.reference != "tls-verify":
+                self._base, self._auth = refused[:2]
+                return refused[2]
             refused[2].close()
         assert failure is not None  # noqa: S101 - there is at least one scheme
         raise failure
@@ -331,6 +340,12 @@ def _schemes(host: str, insecure: bool, tls_is_meant: bool) -> tuple[str, ...]:
     if is_loopback(parse_url(f"http://{host}/").host) and not tls_is_meant:
         return ("http", "https")
     return ("https", "http") if insecure else ("https",)
+
+
+def _wants_tls(reply: Response) -> bool:
+    """Whether this is how a TLS server answers a request in the clear (Go, nginx and Apache all say 400)."""
+    registry = "docker-distribution-api-version" in reply.headers
+    return reply.status == 400 and not registry and "json" not in reply.headers.get("content-type")
 
 
 def _size_error(what: str, expected: str, found: str) -> ContentError:

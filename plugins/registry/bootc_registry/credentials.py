@@ -175,8 +175,12 @@ def _bad(source: str, key: str, expected: str) -> ConfigError:
 
 
 def _folded(key: str) -> str:
-    host = key.removeprefix("https://").removeprefix("http://").partition("/")[0]
-    return "index.docker.io" if host in _HUB else host
+    """The host that an old spelling of a key means; a key with namespaces stands for these only."""
+    bare = key.removeprefix("https://").removeprefix("http://")
+    host = bare.partition("/")[0]
+    if host in _HUB and (bare != key or bare == host):
+        return "index.docker.io"
+    return host if bare != key else key
 
 
 def _entry(entry: Mapping[str, Any], source: str, key: str) -> Credentials | None:

@@ -254,12 +254,21 @@ def test_tls_and_basic(secure, tmp_path):
 
 
 def test_unknown_authority_is_not_talked_to(secure, tmp_path):
+    (tmp_path / "etc/containers/certs.d" / secure.authority).mkdir(parents=True)
     with pytest.raises(TransportError) as caught:
         trio.run(fetch, tmp_path, reference(secure, "acme/os:1"))
     assert caught.value.reference == "tls-verify"
     assert caught.value.message == (
         f"the certificate of {secure.authority} is signed by an unknown authority"
     )
+
+
+@pytest.mark.parametrize("call", [fetch, resolve])
+def test_a_tls_server_on_loopback_is_found_out(secure, tmp_path, monkeypatch, call):
+    """Plain HTTP comes first there; a real TLS server answers it with 400 whatever the method."""
+    with pytest.raises(TransportError) as caught:
+        trio.run(call, tmp_path, reference(secure, "acme/os:1"))
+    assert caught.value.reference == "tls-verify"
 
 
 def test_insecure_takes_any_certificate(secure, tmp_path, monkeypatch):
