@@ -19,17 +19,17 @@ Nothing heavy is imported: ``bootc status`` reads configurations through this mo
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from bootc_composefs import meta
 from bootc_core import limits
-from bootc_core.errors import BootcError, StorageError, printable
+from bootc_core.errors import StorageError, printable
 from bootc_core.fs import atomic, verity
 
 if TYPE_CHECKING:
@@ -42,83 +42,8 @@ OBJECT_BYTES: Final = (
 )  # of an object that is read as a whole; images and splitstreams are a few percent of it
 TEMPORARY: Final = ".tmp-object-"
 LINK: Final = ".symlink-"
-_KNOWN_FEATURES: Final = frozenset({"v1_erofs"})
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._%+-]{0,254}")
-_META: Final = "meta.json"
 _OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-
-
-def _state_error(message: str, found: str, hint: str | None = None) -> StorageError:
-    return StorageError(
-        message, reference="bad-repository", found=found, hint=hint, catalogue="STATE"
-    )
-
-
-def meta_json(algorithm: str = "sha512", default: int = 1, extra: tuple[int, ...] = ()) -> bytes:
-    """The text of a new repository's ``meta.json``, byte for byte as the reference tools write it."""
-    formats: dict[str, Any] = {"default": default}
-    if extra:
-        formats["extra"] = sorted(extra)
-    value = {
-        "version": 1,
-        "algorithm": f"fsverity-{algorithm}-12",
-        "features": {
-            "compatible": [],
-            "read-only-compatible": ["v1_erofs"] if default == 1 else [],
-            "incompatible": [],
-        },
-        "erofs_formats": formats,
-    }
-    return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def parse_meta(data: bytes) -> tuple[str, tuple[int, ...], bool]:
-    """What a ``meta.json`` says: hash algorithm, image formats (the default one first), may it be written.
-
-    Raises:
-        StorageError: damaged, or of a newer version than this program understands.
-    """
-    try:
-        value = json.loads(data)
-        if not isinstance(value, dict):
-            raise TypeError("no object")
-        if value.get("version") != 1:
-            raise _state_error(
-                "the composefs repository is of a newer version",
-                f"version {printable(str(value.get('version')), 40)}",
-                "use the program that wrote it, or a newer release of this one",
-            )
-        match = re.fullmatch(r"fsverity-(sha256|sha512)-12", str(value.get("algorithm")))
-        if match is None:
-            raise _state_error(
-                "the composefs repository uses an unknown digest",
-                printable(str(value.get("algorithm")), 80),
-            )
-        features = value.get("features") or {}
-        lists = {
-            name: [str(item) for item in features.get(name) or ()]
-            for name in ("incompatible", "read-only-compatible")
-        }
-        if lists["incompatible"]:
-            raise _state_error(
-                "the composefs repository needs features that this program lacks",
-                printable(", ".join(lists["incompatible"])),
-            )
-        formats = value.get("erofs_formats")
-        if formats is None or formats == {"default": 2}:
-            order: tuple[int, ...] = (1,) if "v1_erofs" in lists["read-only-compatible"] else (2,)
-        else:
-            order = (formats["default"], *formats.get("extra", ()))
-        if any(number not in (0, 1, 2) for number in order):
-            raise _state_error(
-                "the composefs repository uses an unknown image format", printable(str(order))
-            )
-        writable = set(lists["read-only-compatible"]) <= _KNOWN_FEATURES
-        return match[1], tuple(dict.fromkeys(order)), writable
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
-        raise _state_error(
-            "the composefs repository's meta.json is damaged", printable(str(problem))
-        ) from None
 
 
 class Repository:
@@ -132,21 +57,13 @@ class Repository:
         writable: False when it has features that only newer programs may write.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        algorithm: str,
-        formats: tuple[int, ...],
-        *,
-        secure: bool,
-        writable: bool,
-        lock: int,
-    ) -> None:
+    def __init__(self, path: Path, found: meta.Meta, lock: int) -> None:
+        """See ``open`` and ``create``."""
         self.path = path
-        self.algorithm = algorithm
-        self.formats = formats
-        self.secure = secure
-        self.writable = writable
+        self.algorithm = found.algorithm
+        self.formats = found.formats
+        self.secure = found.secure
+        self.writable = found.writable
         self._lock = lock
         self._objects = str(path / "objects")
         self._folders: set[str] = set()
@@ -183,26 +100,16 @@ class Repository:
                 )
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
         try:
-            try:
-                file = os.open(path / _META, _OPEN)
-            except FileNotFoundError:
-                algorithm, secure = _inferred(path)
+            found = meta.load(path)
+            if found is None:
+                found = meta.infer(path)
                 if lock:
-                    _write_meta(path, meta_json(algorithm), algorithm, secure=secure)
-                formats: tuple[int, ...] = (1,)
-                writable = True
-            except OSError as problem:
-                raise atomic.storage_error(problem, "read", path / _META) from problem
-            else:
-                with os.fdopen(file, "rb") as reader:
-                    data = reader.read(limits.SETTINGS_FILE_BYTES)
-                    secure = verity.measure(reader.fileno()) is not None
-                algorithm, formats, writable = parse_meta(data)
+                    meta.write(path, found.algorithm, secure=found.secure)
         except BaseException:
             if descriptor >= 0:
                 os.close(descriptor)
             raise
-        return cls(path, algorithm, formats, secure=secure, writable=writable, lock=descriptor)
+        return cls(path, found, descriptor)
 
     @classmethod
     def create(cls, path: Path, *, algorithm: str = "sha512") -> Repository:
@@ -211,13 +118,13 @@ class Repository:
         Raises:
             StorageError: it cannot be made, or cannot be opened.
         """
-        if not (path / _META).exists() and not _has_objects(path):
+        if not (path / meta.NAME).exists() and not _has_objects(path):
             atomic.mkdir(path, 0o700)
             for name in ("objects", "images", "streams"):
                 atomic.mkdir(path / name)
             _check_owner(path)
             secure = verity.supported(path / "objects", algorithm)
-            _write_meta(path, meta_json(algorithm), algorithm, secure=secure)
+            meta.write(path, algorithm, secure=secure)
         elif stat.S_IMODE(path.stat().st_mode) != 0o700:
             with atomic.mapped("protect", path):
                 path.chmod(0o700)
@@ -510,7 +417,7 @@ class Repository:
             StorageError: only newer programs may write here.
         """
         if not self.writable:
-            raise _state_error(
+            raise meta.state_error(
                 "the composefs repository may only be read by this version",
                 "unknown features",
                 "use a newer release",
@@ -541,7 +448,7 @@ def _wrong_object(digest: bytes, found: bytes | None) -> StorageError:
 
 def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise _state_error("not a stream of the composefs repository", printable(name))
+        raise meta.state_error("not a stream of the composefs repository", printable(name))
     return name
 
 
@@ -579,7 +486,7 @@ def _check_owner(path: Path) -> None:
         try:
             found = place.lstat()
         except FileNotFoundError:
-            raise _state_error("there is no composefs repository", str(place)) from None
+            raise meta.state_error("there is no composefs repository", str(place)) from None
         except OSError as problem:
             raise atomic.storage_error(problem, "open", place) from problem
         wrong = None
@@ -598,41 +505,6 @@ def _check_owner(path: Path) -> None:
                 hint="check who changed it; then correct owner and mode",
                 catalogue="STATE",
             )
-
-
-def _inferred(path: Path) -> tuple[str, bool]:
-    """Algorithm and security of a repository without ``meta.json``, from any of its objects."""
-    try:
-        for folder in sorted(os.listdir(path / "objects")):
-            if not re.fullmatch("[0-9a-f]{2}", folder):
-                continue
-            for name in sorted(os.listdir(path / "objects" / folder)):
-                for algorithm, entry in verity.ALGORITHMS.items():
-                    if len(name) == 2 * entry.length - 2 and re.fullmatch("[0-9a-f]+", name):
-                        descriptor = os.open(path / "objects" / folder / name, _OPEN)
-                        try:
-                            return algorithm, verity.measure(descriptor) is not None
-                        finally:
-                            os.close(descriptor)
-    except OSError as problem:
-        raise _state_error(
-            "there is no composefs repository", f"{path}: {problem.strerror}"
-        ) from None
-    raise _state_error(
-        "there is no composefs repository",
-        f"{path} has neither meta.json nor objects",
-        "start from an empty sysroot",
-    )
-
-
-def _write_meta(path: Path, data: bytes, algorithm: str, *, secure: bool) -> None:
-    atomic.write_file(path / _META, data, mode=OBJECT_MODE)
-    if secure:
-        descriptor = os.open(path / _META, _OPEN)
-        try:
-            verity.enable(descriptor, algorithm)
-        finally:
-            os.close(descriptor)
 
 
 def read_back(records: Iterable[tuple[str, int, int]]) -> None:
@@ -709,94 +581,6 @@ def layer_entries(repository: Repository, stream: Splitstream, what: str) -> Ite
             yield reference
 
     return tar.iter_entries(parts(), what)
-
-
-# --- checking -----------------------------------------------------------------------------------------------------------
-
-
-def check(repository: Repository) -> list[str]:
-    """Every problem of the repository, one line each; empty if all is well.
-
-    Checked: objects are what their names say; links resolve; refs lead to entries; splitstreams parse and what they refer to
-    exists; images parse and their objects exist.
-    """
-    from bootc_composefs.erofs_read import read_image
-    from bootc_core.oci.tree import walk
-
-    problems: list[str] = []
-    objects = set(_check_objects(repository, problems))
-
-    def attempt(what: str, action: Any) -> Any:
-        try:
-            return action()
-        except BootcError as problem:
-            detail = f" ({problem.found})" if problem.found else ""
-            problems.append(f"{what}: {problem.message}{detail}")
-            return None
-
-    for kind in ("images", "streams"):
-        with os.scandir(repository.path / kind) as listing:
-            names = sorted((entry.name, entry.is_symlink()) for entry in listing)
-        for name, is_link in names:
-            if name == "refs":
-                continue
-            what = f"{kind}/{printable(name)}"
-            digest = repository.resolve(f"{kind}/{name}") if is_link else None
-            if digest is None or digest not in objects:
-                problems.append(f"{what}: leads to no object")
-                continue
-            if kind == "images":
-                if digest.hex() != name:
-                    problems.append(f"{what}: leads to another object")
-                root = attempt(what, lambda digest=digest: read_image(repository.read(digest)))
-                wanted = {node.object for _, node in walk(root) if node.object} if root else set()
-            else:
-                stream = attempt(what, lambda name=name: repository.stream(name))
-                wanted = set()
-                if stream:
-                    wanted = {*stream.object_refs, *stream.stream_refs}
-                    attempt(what, stream.named_refs)
-                    attempt(what, lambda stream=stream: _check_chunks(repository, stream))
-            problems += [
-                f"{what}: object {lost.hex()[:16]}… is missing" for lost in sorted(wanted - objects)
-            ]
-        for path, target in all_refs(repository.path / kind / "refs"):
-            resolved = Path(os.path.normpath(path.parent / target))
-            if resolved.parent != repository.path / kind or not resolved.is_symlink():
-                problems.append(f"{path.relative_to(repository.path)}: leads to no entry of {kind}")
-    return problems
-
-
-def _check_chunks(repository: Repository, stream: Splitstream) -> None:
-    total = 0
-    sizes = [repository.size(digest) or 0 for digest in stream.object_refs]
-    for chunk in stream.chunks():
-        total += sizes[chunk] if isinstance(chunk, int) else len(chunk)
-    if total != stream.size:
-        raise StorageError(
-            "a splitstream has a wrong size", found=f"{total} bytes instead of {stream.size}"
-        )
-
-
-def _check_objects(repository: Repository, problems: list[str]) -> Iterator[bytes]:
-    for folder in sorted(os.listdir(repository.path / "objects")):
-        if not re.fullmatch("[0-9a-f]{2}", folder):
-            problems.append(f"objects/{printable(folder)}: not a part of the repository")
-            continue
-        for name in sorted(os.listdir(repository.path / "objects" / folder)):
-            what = f"objects/{folder}/{printable(name)}"
-            digest = repository.digest(folder + name)
-            if digest is None:
-                problems.append(f"{what}: not the name of an object")
-                continue
-            try:
-                if file_digest(repository, digest) != digest:
-                    problems.append(f"{what}: its content is another")
-                    continue
-            except StorageError as problem:
-                problems.append(f"{what}: {problem.message}")
-                continue
-            yield digest
 
 
 def file_digest(repository: Repository, digest: bytes) -> bytes:

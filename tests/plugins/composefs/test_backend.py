@@ -14,7 +14,8 @@ import pytest
 import trio
 from bootc_composefs import backend, gc, layers, state
 from bootc_composefs.erofs_read import read_image
-from bootc_composefs.repository import Repository, check
+from bootc_composefs.fsck import check
+from bootc_composefs.repository import Repository
 from bootc_systemd_boot import switch
 from support.images import Dir, File, Hard, Link, bootable, build
 
