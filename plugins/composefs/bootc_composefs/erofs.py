@@ -125,9 +125,8 @@ class _Image:
         self.links: dict[int, int] = {}  # link counts other than 1, by inode number
         self.sizes: dict[int, int] = {}  # recorded sizes of what is not a regular file
         self.plans: list[_Plan] = []
-        self.singular: dict[
-            int, Xattrs
-        ] = {}  # external files that do not fit a template: all their pairs
+        # all pairs of external files that do not fit the template of their plan
+        self.singular: dict[int, Xattrs] = {}
         self.shared: dict[Pair, int] = {}  # offset in the table
         self.table = b""
         self.bits: dict[bytes, int] = {}

@@ -7,9 +7,11 @@ shared attributes are ordered otherwise and referred to by absolute offsets.
 
 from __future__ import annotations
 
+import io
 import stat
 import struct
 from array import array
+from itertools import accumulate
 
 from bootc_composefs import erofs_format as form
 from bootc_composefs.erofs_format import BLOCK, SLOT, Overrides
@@ -23,7 +25,7 @@ from bootc_composefs.erofs_tree import (
     xattr_count,
 )
 from bootc_core.fs.verity import Algorithm
-from bootc_core.oci.tree import Node
+from bootc_core.oci.tree import Node, Xattrs
 
 _VERSION = 2
 
@@ -43,74 +45,71 @@ def write_v2(root: Node, algorithm: Algorithm, overrides: Overrides) -> bytes:
     for number, node in enumerate(inodes):
         if node in overrides.links and node.children is None:
             links[number] = overrides.links[node]
-
-    pairs = [_pairs(node, algorithm, overrides) for node in inodes]
-    entries: dict[Pair, bytes] = {}
-    uses: dict[Pair, int] = {}
-    for mine in pairs:
-        for pair in mine:
-            uses[pair] = uses.get(pair, 0) + 1
-            if pair not in entries:
-                entries[pair] = form.xattr_entry(*pair, _VERSION)
-    shared = sorted(
-        (pair for pair, count in uses.items() if count > 1),
-        key=lambda pair: (*form.split_name(pair[0], _VERSION), pair[1]),
-    )
-    areas = [_area(mine, entries, uses) for mine in pairs]
+    attributes = _Attributes(inodes, algorithm, overrides)
 
     nids = array("I")
     types = bytearray()
-    shapes: list[
-        tuple[int, int, int, bytes]
-    ] = []  # layout, size, blocks, tail of other than directories
+    blocks = 0
     position = form.INODES_OFFSET
     for number, node in enumerate(inodes):
         types.append(check_file_type(node))
-        layout, size, blocks, tail = shape = _shape(node, number, directories)
-        shapes.append(shape)
-        head, references, inline = areas[number]
-        room = len(head) + 4 * len(references) + len(inline)
+        layout, size, count, tail = _shape(node, number, directories)
+        blocks += count
+        head = form.EXTENDED.size + attributes.size(node)
         if layout == form.INLINE:
-            start = position + 64 + room
+            start = position + head
             if (start - 1) // BLOCK != (start + size % BLOCK) // BLOCK:
                 position += BLOCK - (start - 1) % BLOCK
                 position = (position + SLOT - 1) & -SLOT
         nids.append(position // SLOT)
-        in_place = (
-            size % BLOCK if layout == form.INLINE and node.children is not None else len(tail)
-        )
-        position = (position + 64 + room + in_place + SLOT - 1) & -SLOT
+        if node.children is not None:
+            head += size % BLOCK
+        position = (position + head + len(tail) + SLOT - 1) & -SLOT
+    attributes.place(position)
+    data_start = (position + len(attributes.table) + BLOCK - 1) & -BLOCK
 
-    offsets: dict[Pair, int] = {}
-    for pair in shared:
-        offsets[pair] = position
-        position += len(entries[pair])
-    data_start = (position + BLOCK - 1) & -BLOCK
-    image = bytearray(data_start + BLOCK * sum(blocks for _, _, blocks, _ in shapes))
-    for pair, offset in offsets.items():
-        image[offset : offset + len(entries[pair])] = entries[pair]
+    store = io.BytesIO()
+    store.write(
+        form.HEADER.pack(form.COMPOSEFS_MAGIC, form.HEADER_VERSION, 0, _VERSION).ljust(
+            form.SUPERBLOCK_OFFSET, b"\0"
+        )
+    )
+    store.write(
+        form.SUPERBLOCK.pack(
+            form.EROFS_MAGIC,
+            0,
+            form.FEATURE_COMPAT,
+            12,
+            0,
+            nids[0],
+            len(inodes),
+            0,
+            0,
+            data_start // BLOCK + blocks,
+            0,
+            0,
+            0,
+        )
+    )
     block = data_start // BLOCK
+    data: list[bytes] = []
     for number, node in enumerate(inodes):
-        layout, size, blocks, tail = shapes[number]
+        layout, size, count, tail = _shape(node, number, directories)
         union = node.rdev if stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode) else 0
         if layout == form.CHUNKED:
             union = form.V2_CHUNK_FORMAT
-        directory = directories.get(number)
-        if directory is not None:
-            if blocks:
+        if node.children is not None:
+            if count:
                 union = block
-            for index in range(blocks):
-                part = directory.part(index, nids, types)
-                image[block * BLOCK : block * BLOCK + len(part)] = part
-                block += 1
+                block += count
+            parts = directories[number]
+            for index in range(count):
+                data.append(parts.part(index, nids, types).ljust(BLOCK, b"\0"))
             if layout == form.INLINE:
-                tail = directory.part(blocks, nids, types)
-        head, references, inline = areas[number]
-        area = head + struct.pack(
-            f"<{len(references)}I", *(offsets[pair] // 4 for pair in references)
-        )
-        area += inline
-        body = (
+                tail = parts.part(count, nids, types)
+        area = attributes.area(node)
+        store.write(bytes(nids[number] * SLOT - store.tell()))
+        store.write(
             form.EXTENDED.pack(
                 layout << 1 | 1,
                 xattr_count(len(area)),
@@ -125,30 +124,14 @@ def write_v2(root: Node, algorithm: Algorithm, overrides: Overrides) -> bytes:
                 0,
                 links.get(number, 1),
             )
-            + area
-            + tail
         )
-        start = nids[number] * SLOT
-        image[start : start + len(body)] = body
-    form.HEADER.pack_into(image, 0, form.COMPOSEFS_MAGIC, form.HEADER_VERSION, 0, _VERSION)
-    form.SUPERBLOCK.pack_into(
-        image,
-        form.SUPERBLOCK_OFFSET,
-        form.EROFS_MAGIC,
-        0,
-        form.FEATURE_COMPAT,
-        12,
-        0,
-        nids[0],
-        len(inodes),
-        0,
-        0,
-        len(image) // BLOCK,
-        0,
-        0,
-        0,
-    )
-    return bytes(image)
+        store.write(area)
+        store.write(tail)
+    store.write(bytes(position - store.tell()))
+    store.write(attributes.table)
+    store.write(bytes(data_start - store.tell()))
+    store.writelines(data)
+    return store.getvalue()
 
 
 def _number(
@@ -189,29 +172,72 @@ def _number(
                 directory.targets[index] = number
 
 
-def _pairs(node: Node, algorithm: Algorithm, overrides: Overrides) -> tuple[Pair, ...]:
-    """The attributes in their order: the two of external files, then by unescaped names."""
-    own: tuple[Pair, ...] = ()
-    if stat.S_ISREG(node.mode) and node.inline is None and node.size > 0:
-        own = backing_pairs(node, algorithm, overrides)
-        if node.object is None:
-            own = own[1:]
-    others = tuple(pair for entry in sorted(node.xattrs) for pair in form.escape((entry,)))
-    return own + others
+class _Attributes:
+    """The attributes of all inodes: which pairs are shared, and the area of one inode, made when it is needed."""
 
+    def __init__(self, inodes: list[Node], algorithm: Algorithm, overrides: Overrides) -> None:
+        self.algorithm = algorithm
+        self.overrides = overrides
+        self.others: dict[Xattrs, tuple[Pair, ...]] = {}  # escaped, by the attributes of a node
+        self.bits: dict[bytes, int] = {}
+        seen: set[int] = set()  # of a pair only the hash, until it is there again
+        again: set[Pair] = set()
+        for node in inodes:
+            for pair in self.pairs(node):
+                if (key := hash(pair)) in seen:
+                    again.add(pair)
+                seen.add(key)
+        # Two pairs may have one hash.
+        uses = dict.fromkeys(again, 0)
+        for node in inodes:
+            for pair in self.pairs(node):
+                if pair in uses:
+                    uses[pair] += 1
+        shared = [pair for pair, count in uses.items() if count > 1]
+        shared.sort(key=lambda pair: (*form.split_name(pair[0], _VERSION), pair[1]))
+        entries = [form.xattr_entry(*pair, _VERSION) for pair in shared]
+        self.shared = dict(zip(shared, accumulate(map(len, entries), initial=0), strict=False))
+        self.table = b"".join(entries)
+        self.start = 0
 
-def _area(
-    pairs: tuple[Pair, ...], entries: dict[Pair, bytes], uses: dict[Pair, int]
-) -> tuple[bytes, list[Pair], bytes]:
-    """The attribute area in three parts: header, shared pairs, own entries."""
-    if not pairs:
-        return b"", [], b""
-    references = [pair for pair in pairs if uses[pair] > 1]
-    found = 0
-    for name, _ in pairs:
-        found |= form.filter_bit(name, _VERSION)
-    head = form.XATTR_HEADER.pack(~found & 0xFFFFFFFF, len(references))
-    return head, references, b"".join([entries[pair] for pair in pairs if uses[pair] == 1])
+    def place(self, start: int) -> None:
+        """Say where in the image the table is."""
+        self.start = start
+
+    def pairs(self, node: Node) -> tuple[Pair, ...]:
+        """The attributes in their order: the two of external files, then by unescaped names."""
+        others = self.others.get(node.xattrs)
+        if others is None:
+            others = tuple(pair for one in sorted(node.xattrs) for pair in form.escape((one,)))
+            self.others[node.xattrs] = others
+        if not stat.S_ISREG(node.mode) or node.inline is not None or node.size <= 0:
+            return others
+        own = backing_pairs(node, self.algorithm, self.overrides)
+        return (own if node.object is not None else own[1:]) + others
+
+    def size(self, node: Node) -> int:
+        """Bytes of the attribute area."""
+        return len(self.area(node))
+
+    def area(self, node: Node) -> bytes:
+        """The attribute area of an inode."""
+        pairs = self.pairs(node)
+        if not pairs:
+            return b""
+        references = []
+        entries = []
+        found = 0
+        for pair in pairs:
+            bit = self.bits.get(pair[0])
+            if bit is None:
+                bit = self.bits[pair[0]] = form.filter_bit(pair[0], _VERSION)
+            found |= bit
+            if (offset := self.shared.get(pair)) is not None:
+                references.append((self.start + offset) // 4)
+            else:
+                entries.append(form.xattr_entry(*pair, _VERSION))
+        head = form.XATTR_HEADER.pack(~found & 0xFFFFFFFF, len(references))
+        return b"".join((head, struct.pack(f"<{len(references)}I", *references), *entries))
 
 
 def _shape(
