@@ -10,7 +10,8 @@ Rules (per path; only directories, regular files and symbolic links count):
     modified    type, content, link target, owner, mode or an attribute differs: local always wins
     removed     only in pristine (the top of a removed subtree): stays removed
     readded     a directory that the new image lacks, with local changes inside: kept for them
-    conflict    a directory on one side, something else on the other: refused, all named
+    conflict    a directory locally where the new image newly has something else, or the reverse:
+                refused, all named (where the image has not changed its mind, local wins)
     skipped     a device, FIFO, socket or mount point in current: noted, never copied
 
 Anything else follows the new image. There is no merge of contents. ``security.selinux`` does not
@@ -366,17 +367,17 @@ def plan(pristine: Tree, current: Tree, new: Tree) -> MergePlan:
     changed = set(added) | set(modified)
     conflicts = []
     for path in sorted(changed):
-        after = then.get(path)
-        if after is None:
+        after, before = then.get(path), old.get(path)
+        if after is None or (after.kind == "d") == (now[path].kind == "d"):
             continue
-        if now[path].kind == "d" and after.kind != "d":
-            conflicts.append(
-                Conflict(path, f"Directory '{printable(path)}' now defaults to a file in new etc")
-            )
-        elif now[path].kind != "d" and after.kind == "d":
-            conflicts.append(
-                Conflict(path, f"File '{printable(path)}' now defaults to a directory in new etc")
-            )
+        if before is not None and (before.kind == "d") == (after.kind == "d"):
+            continue  # the image is as it was: the administrator replaced it, and local wins
+        reason = (
+            f"Directory '{printable(path)}' now defaults to a file in new etc"
+            if now[path].kind == "d"
+            else f"File '{printable(path)}' now defaults to a directory in new etc"
+        )
+        conflicts.append(Conflict(path, reason))
     readded: set[bytes] = set()
     for path in changed:
         parent = path
@@ -429,23 +430,18 @@ def merged(current: Tree, new: Tree, changes: MergePlan) -> dict[bytes, tuple[Tr
         StorageError: ``changes`` has conflicts.
     """
     changes.check()
-    result: dict[bytes, tuple[Tree, bytes, Entry]] = {
-        path: (new, path, entry) for path, entry in new.entries.items()
-    }
-
-    def drop(path: bytes) -> None:
-        below = path + b"/"
-        for name in [name for name in result if name == path or name.startswith(below)]:
-            del result[name]
-
-    for path in changes.removed:
-        drop(path)
-    for path in sorted({*changes.readded, *changes.added, *changes.modified}):
-        entry = current.entries[path]
-        present = result.get(path)
-        if present is not None and present[2].kind == "d" and entry.kind != "d":
-            drop(path)
-        result[path] = (current, path, _relabelled(entry, new.entries.get(path)))
+    local = {*changes.readded, *changes.added, *changes.modified}
+    cut = {*changes.removed, *(path for path in local if current.entries[path].kind != "d")}
+    result: dict[bytes, tuple[Tree, bytes, Entry]] = {}
+    gone: set[bytes] = set()
+    for path, entry in new.entries.items():  # parents first
+        if path in cut or (path and path.rpartition(b"/")[0] in gone):
+            gone.add(path)
+        else:
+            result[path] = (new, path, entry)
+    for path in local:
+        entry = _relabelled(current.entries[path], new.entries.get(path))
+        result[path] = (current, path, entry)
     return dict(sorted(result.items(), key=lambda item: item[0].split(b"/")))
 
 

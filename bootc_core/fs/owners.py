@@ -243,7 +243,7 @@ def _parse(data: bytes) -> dict[bytes, Owner]:
     document = json.loads(data.decode("utf-8"), object_pairs_hook=pairs)
     if not isinstance(document, dict) or set(document) != {"version", "entries"}:
         raise TypeError("not a table of owners")
-    if document["version"] != _VERSION:
+    if type(document["version"]) is not int or document["version"] != _VERSION:
         raise ValueError(f"version {printable(str(document['version']), 20)}")
     if not isinstance(document["entries"], dict):
         raise TypeError("entries is no object")
