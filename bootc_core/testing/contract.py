@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bootc_core.boot import bls
-from bootc_core.engine import orchestrator
+from bootc_core.engine.notice import read_notice
 from bootc_core.errors import BootcError, ContentError, StorageError, UsageError
 from bootc_core.fs import atomic
 from bootc_core.hooks.calls import Hooks
@@ -117,7 +117,7 @@ class StorageContract:
         same(shown.version, "1", "its version")
         assert shown.architecture, "status shows no architecture"
         assert host.booted.accepted, "how the image was accepted is not shown"
-        same(host.booted.signature_mode, "policy", "the signature mode")
+        same(host.booted.signature_mode or "policy", "policy", "the signature mode")
         same((host.staged, host.rollback, host.other), (None, None, ()), "other deployments")
         offer = _offer(system)
         reference = ImageReference.parse(OS)
@@ -129,6 +129,23 @@ class StorageContract:
         same(offer.manifest(system.sysroot, unknown), None, "the manifest of an unknown image")
         same(offer.bootloader(system.sysroot), system.config.bootloader, "the bootloader")
         self.check_menu(system)
+
+    def test_how_it_was_accepted_is_kept(self, tmp_path: Path) -> None:
+        """A switched-off verification is on record with the deployment, and ends with the next switch."""
+        system = self.system(tmp_path)
+        self.publish(system, make_image("1"))
+        system.switch(OS, insecure=True)
+        host = system.status()
+        same(host.booted and host.booted.signature_mode, "insecure", "the signature mode")
+        self.publish(system, make_image("2"))
+        system.upgrade()
+        host = system.status()
+        same(host.booted and host.booted.signature_mode, "insecure", "the mode after an upgrade")
+        system.transport.images["ghcr.io/else/os:9"] = make_image("9")
+        system.switch("ghcr.io/else/os:9")
+        host = system.status()
+        assert host.booted is not None, "nothing boots after switch"
+        same(host.booted.signature_mode or "policy", "policy", "the mode after another switch")
 
     def test_upgrade_keeps_what_booted(self, tmp_path: Path) -> None:
         """New first, old second."""
@@ -241,7 +258,7 @@ class StorageContract:
         self.publish(system, make_image("2"))
         system.upgrade(download_only=True)
         storage = system.storage()
-        notice = orchestrator.read_notice(storage)
+        notice = read_notice(storage)
         assert notice is not None, "no notice of a staged deployment"
         value = notice.staged.to_json()
         staged = StagedDeployment.from_json(json.loads(json.dumps(value)))

@@ -34,6 +34,7 @@ from bootc_core import process
 from bootc_core.boot import bls
 from bootc_core.config import Config
 from bootc_core.engine import orchestrator, plan, sysroots
+from bootc_core.engine.notice import read_notice
 from bootc_core.engine.orchestrator import Outcome
 from bootc_core.engine.sysroots import Storage
 from bootc_core.errors import BootcError, UsageError
@@ -214,7 +215,7 @@ class System:
             async with orchestrator.transaction(
                 self.plugins, storage, [("harness", self.events.append)], Operation.UPGRADE, ""
             ) as (run, host):
-                notice = orchestrator.read_notice(storage)
+                notice = read_notice(storage)
                 if notice is None:
                     raise UsageError("No staged deployment found", reference="nothing-staged")
                 return await orchestrator.finalize_staged(run, host, notice)

@@ -4,8 +4,8 @@
     os.digest, os.layers[0].diff_id
     os.damaged(layer=1)              # the same documents; the layer's bytes are served changed
 
-A layer is a mapping of paths to contents (bytes), link targets (``Link``) or None (a whiteout).
-Directories above come by themselves.
+A layer is a mapping of paths to contents (bytes), link targets (``Link``) or None (a whiteout); a
+path that ends in ``/`` is a directory. Directories above come by themselves.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final
 
 from bootc_core.models import oci
@@ -107,6 +108,30 @@ class FakeImage:
             return self.serve[digest]
         return next(layer.blob for layer in self.layers if layer.digest == digest)
 
+    def write_layout(self, path: Path, tag: str) -> Path:
+        """The image as an OCI layout directory that ``oci:PATH:TAG`` names; an existing one gets another tag."""
+        blobs = path / "blobs/sha256"
+        blobs.mkdir(parents=True, exist_ok=True)
+        manifest, config = self.manifest, self.config
+        for document in (manifest, config):
+            (blobs / document.digest.split(":")[1]).write_bytes(document.raw)
+        for layer in self.layers:
+            (blobs / layer.digest.split(":")[1]).write_bytes(self.blob(layer.digest))
+        (path / "oci-layout").write_bytes(_json({"imageLayoutVersion": "1.0.0"}))
+        index = path / "index.json"
+        known = json.loads(index.read_bytes())["manifests"] if index.exists() else []
+        name = "org.opencontainers.image.ref.name"
+        entry = {
+            "mediaType": oci.OCI_MANIFEST,
+            "digest": manifest.digest,
+            "size": len(manifest.raw),
+            "annotations": {name: tag},
+        }
+        others = [one for one in known if one["annotations"][name] != tag]
+        value = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [*others, entry]}
+        index.write_bytes(_json(value))
+        return path
+
     def serving(self, layer: int, blob: bytes) -> FakeImage:
         """The same documents, but the bytes ``blob`` come for that layer."""
         return replace(self, serve={**self.serve, self.layers[layer].digest: blob})
@@ -130,13 +155,14 @@ def make_layer(files: Files) -> FakeLayer:
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
         done: set[str] = set()
         for path in sorted(files):
-            parents = path.split("/")[:-1]
+            parents = path.split("/")[:-1]  # of "boot/" too: the directory itself
             for depth in range(1, len(parents) + 1):
                 directory = "/".join(parents[:depth])
                 if directory not in done:
                     done.add(directory)
                     archive.addfile(_member(directory, tarfile.DIRTYPE, 0o755))
-            _add(archive, path, files[path])
+            if not path.endswith("/"):
+                _add(archive, path, files[path])
     tar = stream.getvalue()
     return FakeLayer(gzip.compress(tar, 6, mtime=0), _sha256(tar))
 
@@ -155,6 +181,7 @@ def make_image(
     the second layer ``usr/lib/os-release``, ``usr/share/version`` and ``files``.
     """
     base: dict[str, bytes | Link | None] = {
+        **dict.fromkeys(("boot/", "dev/", "proc/", "run/", "sys/", "sysroot/", "tmp/"), b""),
         "bin": Link("usr/bin"),
         "etc/hostname": b"localhost\n",
         "etc/test.conf": b"setting = default\n",

@@ -1,0 +1,1 @@
+"""Upgrades wait for a maintenance window."""
