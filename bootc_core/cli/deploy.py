@@ -9,12 +9,14 @@ import argparse
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 import trio
 
-from bootc_core.cli import common
+from bootc_core.cli import common, environment
 from bootc_core.engine import orchestrator, plan, sysroots
+from bootc_core.engine.notice import read_notice
 from bootc_core.engine.orchestrator import Outcome
 from bootc_core.engine.sysroots import Storage
 from bootc_core.errors import BootcError, TransactionError, UsageError, printable
@@ -29,6 +31,8 @@ from bootc_core.render import difference, progress
 from bootc_core.render.status import to_text
 
 T = TypeVar("T")
+
+_PATHS = frozenset({Transport.OCI, Transport.OCI_ARCHIVE, Transport.DOCKER_ARCHIVE, Transport.DIR})
 
 
 def _say(text: str) -> None:
@@ -78,7 +82,7 @@ def _run(work: Callable[[], Awaitable[T]]) -> T:
 
 def _need_host(arguments: argparse.Namespace) -> None:
     if arguments.sysroot is None:
-        raise sysroots.no_host_error()
+        raise environment.no_host_error()
     if arguments.apply:
         raise UsageError(
             "--apply reboots the running host and cannot be used with --sysroot",
@@ -90,7 +94,7 @@ def _existing(arguments: argparse.Namespace) -> tuple[Plugins, Storage]:
     settings, plugins = common.load(arguments)
     sysroot = common.sysroot_of(arguments)
     if sysroot is None:
-        raise sysroots.no_host_error()
+        raise environment.no_host_error()
     storage = sysroots.open_storage(sysroot, plugins, settings)
     if storage is None:
         raise UsageError(
@@ -182,13 +186,16 @@ def switch(arguments: argparse.Namespace) -> int:
         Transport.REGISTRY if arguments.transport == "docker" else Transport(arguments.transport)
     )
     reference = ImageReference.make(transport, arguments.target)
+    if transport in _PATHS and not reference.name.startswith("/"):
+        # kept with the deployment, and the next upgrade may be run from anywhere
+        reference = ImageReference.make(transport, f"{Path.cwd()}/{reference.name}")
     _need_host(arguments)
     settings, plugins = common.load(arguments)
     orchestrator.check_providers(plugins)
     plugins.transport(reference.transport.value)
     sysroot = common.sysroot_of(arguments)
     if sysroot is None:
-        raise sysroots.no_host_error()
+        raise environment.no_host_error()
     storage = sysroots.create_storage(
         sysroot, plugins, settings, backend=arguments.backend, bootloader=arguments.bootloader
     )
@@ -278,7 +285,7 @@ def upgrade(arguments: argparse.Namespace) -> int:
 async def _from_downloaded(
     arguments: argparse.Namespace, plugins: Plugins, storage: Storage
 ) -> int:
-    notice = orchestrator.read_notice(storage)
+    notice = read_notice(storage)
     if notice is None:
         raise UsageError(
             "No staged deployment found",

@@ -28,14 +28,20 @@ class Parser(argparse.ArgumentParser):
         if "invalid choice" in message or "unrecognized arguments" in message:
             words = message.replace("'", " ").replace(",", " ").split()
             typed = words[words.index("choice:") + 1] if "choice:" in words else words[-1]
-            known = [
-                name
-                for action in self._actions
-                for name in (*action.option_strings, *(action.choices or ()))
-            ]
-            if near := difflib.get_close_matches(typed, [str(name) for name in known], 1):
+            if near := difflib.get_close_matches(typed, _known(self), 1):
                 message += f"; did you mean {near[0]}?"
         super().error(message)
+
+
+def _known(parser: argparse.ArgumentParser) -> list[str]:
+    """Every flag and choice of the parser and its commands."""
+    found: list[str] = []
+    for action in parser._actions:
+        found += [*action.option_strings, *map(str, action.choices or ())]
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                found += _known(command)
+    return found
 
 
 def _sysroot(command: argparse.ArgumentParser) -> None:

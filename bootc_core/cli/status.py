@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bootc_core.cli import common
+from bootc_core.cli import common, environment
 from bootc_core.engine import sysroots
 from bootc_core.errors import UsageError, printable
 from bootc_core.models.host import HostStatus
@@ -24,7 +24,7 @@ def read(arguments: argparse.Namespace) -> HostStatus:
     """
     sysroot = common.sysroot_of(arguments)
     if sysroot is None:
-        error = sysroots.no_host_error()
+        error = environment.no_host_error()
         if error.reference == "live-host":
             raise error
         return HostStatus()

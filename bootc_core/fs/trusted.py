@@ -31,7 +31,7 @@ def check_owner(path: Path, info: os.stat_result, root: Path) -> None:
         todo.append((parent, parent.stat()))
         parent = parent.parent
     for place, found in todo:
-        if found.st_uid != 0 or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
+        if found.st_uid != 0 or (found.st_mode & 0o022 and not _sticky(found)):
             raise ConfigError(
                 f"{printable(str(place))} can be changed by others than root",
                 reference="unsafe-permissions",
@@ -39,6 +39,11 @@ def check_owner(path: Path, info: os.stat_result, root: Path) -> None:
                 found=f"owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):04o}",
                 hint=f"chown root {printable(str(place))} && chmod go-w {printable(str(place))}",
             )
+
+
+def _sticky(info: os.stat_result) -> bool:
+    """A directory like /tmp: others can add names, and cannot touch those of root."""
+    return stat.S_ISDIR(info.st_mode) and bool(info.st_mode & stat.S_ISVTX)
 
 
 def read_trusted(

@@ -89,6 +89,15 @@ class Deployment:
     accepted: str | None = None  # one line: which policy accepted it, by which rule
     signature_mode: str | None = None  # value of context.SignatureMode it was deployed with
 
+    @property
+    def deployment_id(self) -> str | None:
+        """The storage backend's name for the deployment, as in ``StagedDeployment``."""
+        if self.composefs is not None:
+            return self.composefs.verity
+        if self.ostree is not None:
+            return f"{self.ostree.checksum}.{self.ostree.deploy_serial}"
+        return None
+
     def to_json(self) -> dict[str, Any]:
         """The ``BootEntry`` object."""
         value: dict[str, Any] = {

@@ -90,11 +90,16 @@ class Origin:
         """One line for people: who accepted the image and by which rule."""
         lines = [
             printable(f"{answer.get('policy')}: {answer.get('reason')}", 200)
-            + (f" ({printable(str(answer['rule']), 200)})" if answer.get("rule") else "")
+            + _rule(answer)
             for answer in self.accepted
             if answer.get("accept")
         ]
         return "; ".join(lines) or None
+
+
+def _rule(answer: dict[str, Any]) -> str:
+    rule = str(answer.get("rule") or "")
+    return "" if not rule or rule in str(answer.get("reason")) else f" ({printable(rule, 200)})"
 
 
 def _bad(found: str) -> StorageError:
