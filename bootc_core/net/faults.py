@@ -88,7 +88,8 @@ def _tls_error(problem: OSError, label: str) -> TransportError:
             f"the certificate of {label} {told}",
             reference="tls-verify",
             found=printable(getattr(problem, "verify_message", "") or reason),
-            hint="put the authority's certificate into /etc/containers/certs.d/HOST/ca.crt, or check this machine's clock",
+            hint=f"put the authority's certificate into /etc/containers/certs.d/{label}/ca.crt, "
+            "or check this machine's clock",
         )
     if reason in {
         "WRONG_VERSION_NUMBER",
@@ -114,7 +115,7 @@ def _tls_error(problem: OSError, label: str) -> TransportError:
         f"{label} and this machine cannot agree on a TLS connection",
         reference="tls-failed",
         found=printable(reason or str(problem)),
-        hint="the registry wants a client certificate: put it into /etc/containers/certs.d/HOST/"
+        hint=f"a client certificate may be wanted: put it into /etc/containers/certs.d/{label}/"
         if wants
         else None,
         catalogue="AUTH" if wants else "NET",

@@ -27,7 +27,9 @@ import trustme
 
 USER, PASSWORD = "reader", "sesame"
 _HTPASSWD = f"{USER}:$2b$04$1aijfZrhOW1qWXEMsAkZEeDR/htSAJQzmdt0iaH3wd9oS/rep8JS6\n"
-_ACCESS = re.compile(r'"(GET|HEAD|PUT|POST|PATCH|DELETE) (\S+) HTTP/[0-9.]+" ([0-9]{3}) ')
+_ACCESS = re.compile(
+    r'"(GET|HEAD|PUT|POST|PATCH|DELETE) (\S+) HTTP/[0-9.]+" ([0-9]{3}) [0-9]+ "[^"]*" "([^"]*)"'
+)
 _LISTENING = re.compile(r"listening on (?:127\.0\.0\.1|\[::1\]):([0-9]+)")
 
 have_registry = shutil.which("docker-registry") is not None and shutil.which("skopeo") is not None
@@ -60,15 +62,17 @@ class Registry:
         source = f"oci:{layout}:{tag or name.rpartition(':')[2]}"
         subprocess.run([*command, source, f"docker://{self.authority}/{name}"], check=True)
 
-    @property
-    def requests(self) -> list[tuple[str, str, int]]:
-        """Method, path and status of all requests so far."""
-        found = [_ACCESS.search(line) for line in list(self.lines)]
-        return [(match[1], match[2], int(match[3])) for match in found if match]
+    def requests(self, agent: str = "") -> list[tuple[str, str, int]]:
+        """Method, path and status of all requests of programs whose name begins with ``agent``.
 
-    def forget(self) -> None:
-        """Start counting anew."""
-        self.lines.clear()
+        Complete once the registry has ended; before, the log may lag behind the answers.
+        """
+        found = [_ACCESS.search(line) for line in list(self.lines)]
+        return [
+            (match[1], match[2], int(match[3]))
+            for match in found
+            if match and match[4].startswith(agent)
+        ]
 
 
 @contextlib.contextmanager
@@ -88,6 +92,7 @@ def running_registry(
         token: the registry's settings for bearer tokens (realm, service, issuer, rootcertbundle).
     """
     http: dict[str, Any] = {"addr": "127.0.0.1:0", "secret": "for uploads only"}
+    http["draintimeout"] = "10s"  # at the end, handlers finish, so that the access log is complete
     ca_file = None
     if ca:
         certificate = ca.issue_cert("127.0.0.1", "localhost")

@@ -278,7 +278,8 @@ class RegistryClient:
 
     def _tls_for(self, url: Url) -> TlsOptions:
         """TLS options for the registry, or for its token server."""
-        host = self.name.host if url.authority == self.name.host else url.authority
+        own = parse_url(f"{url.scheme}://{self.name.host}/").origin == url.origin
+        host = self.name.host if own else url.authority
         with self._lock:
             if host not in self._tls:
                 self._tls[host] = self._options(load_certificates(self._root, host), own=False)

@@ -101,7 +101,7 @@ def test_bodies_by_length_and_in_chunks(size):
 
 
 def test_many_tiny_chunks_are_read_in_linear_time():
-    count = 200_000
+    count = 100_000
 
     def handler(peer: Peer, asked: Asked) -> None:
         peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -311,15 +311,15 @@ def test_n10_slow_drip_in_body_and_head():
     def handler(peer: Peer, asked: Asked) -> None:
         head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
         if asked.path == "/head":
-            peer.drip(head, 0.02)
+            peer.drip(head, 0.05)
         peer.send(head)
-        peer.drip(b"x" * 1000, 0.02)
+        peer.drip(b"x" * 1000, 0.05)
 
     with FaultyServer(handler) as server:
         for target, reference in (("/body", "too-slow"), ("/head", "timeout")):
             with (
                 pytest.raises(TransportError) as caught,
-                request("GET", server.url(target), timeout_s=0.3) as reply,
+                request("GET", server.url(target), timeout_s=1) as reply,
             ):
                 reply.read(2000)
             assert (caught.value.reference, caught.value.retryable) == (reference, True)
@@ -333,7 +333,7 @@ def test_silence_is_a_timeout():
     with (
         FaultyServer(handler) as server,
         pytest.raises(TransportError) as caught,
-        request("GET", server.url(), timeout_s=0.1) as reply,
+        request("GET", server.url(), timeout_s=1) as reply,
     ):
         reply.read(1000)
     assert caught.value.message == f"{server.authority} did not answer in time after 3 bytes"
@@ -605,7 +605,7 @@ def test_n17_handshake_stall():
         socket.create_server(("127.0.0.1", 0)) as listener,
         pytest.raises(TransportError) as caught,
     ):
-        request("GET", f"https://127.0.0.1:{listener.getsockname()[1]}/", timeout_s=0.2)
+        request("GET", f"https://127.0.0.1:{listener.getsockname()[1]}/", timeout_s=0.5)
     assert (caught.value.reference, caught.value.retryable) == ("timeout", True)
 
 

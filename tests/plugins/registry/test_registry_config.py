@@ -15,6 +15,7 @@ from bootc_registry.config import (
 from bootc_core.errors import ConfigError
 from bootc_core.models.reference import RegistryName
 from bootc_core.net.http import Pool
+from bootc_core.net.url import parse_url
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -240,6 +241,14 @@ def test_credential_helpers(tmp_path):
     )
     found = load_registries(tmp_path, {"CONTAINERS_REGISTRIES_CONF": str(tmp_path / "x.conf")})
     assert found.foreign_helpers == ("secretservice",)
+
+
+def test_a_port_that_goes_without_saying(tmp_path):
+    name = RegistryName.parse("registry.example:443/os:1")
+    with Pool() as pool:
+        client = RegistryClient(tmp_path, Endpoint(name, insecure=True), pool)
+        assert not client._tls_for(parse_url("https://registry.example/token")).verify
+        assert client._tls_for(parse_url("https://auth.example/token")).verify
 
 
 # --- certs.d --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import trio
+from bootc_registry.client import RegistryClient
+from bootc_registry.config import Endpoint
 from bootc_registry.fetch import fetch, resolve
 from support.faulty_http import Asked, FaultyServer, Peer, error_body
 from support.registry import (
@@ -24,7 +27,8 @@ from trio.testing import MockClock
 
 from bootc_core import limits
 from bootc_core.errors import BootcError, ContentError, TransportError
-from bootc_core.models.reference import ImageReference
+from bootc_core.models.reference import ImageReference, RegistryName
+from bootc_core.net.http import Pool
 
 OTHER = "arm64" if ARCHITECTURE != "arm64" else "amd64"
 MANIFEST = OCI + "manifest.v1+json"
@@ -795,11 +799,16 @@ def test_n22_refusals_are_not_tried_again(tmp_path, status):
 def test_n10_slow_drip(tmp_path):
     def drip(peer: Peer, asked: Asked) -> None:
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 3000\r\n\r\n")
-        peer.drip(b" " * 3000, 0.02)
+        peer.drip(b" " * 3000, 0.05)
 
-    error = failure(drip, tmp_path, timeout_s=0.2)
+    with FaultyServer(drip) as server, Pool() as pool:
+        name = RegistryName.parse(f"{server.authority}/acme/os:1")
+        client = RegistryClient(tmp_path, Endpoint(name), pool, timeout_s=1)
+        with pytest.raises(TransportError) as caught:
+            client.get_manifest("1", "acme/os:1")
+    error = caught.value
     assert (error.reference, error.catalogue, error.retryable) == ("too-slow", "NET", True)
-    assert error.server.authority in error.message
+    assert error.message == f"{server.authority} delivers too slowly"
 
 
 def test_n01_nobody_there(tmp_path):
@@ -849,3 +858,48 @@ def test_a_foreign_hosts_challenge_is_not_answered(tmp_path):
         error = failure(handler, tmp_path)
     assert error.reference == "unauthorized"
     assert len(other.requests) == 1
+
+
+# --- N24, N25: mirrors that lie -------------------------------------------------------------------------------------
+
+
+def behind_mirrors(tmp_path, *mirrors: Reply) -> tuple[Any, list[FaultyServer]]:
+    """The image by digest from registry.example, whose primary is the last of ``mirrors``."""
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(FaultyServer(handler)) for handler in mirrors]
+        *others, primary = (server.authority for server in servers)
+        lines = ["[[registry]]", 'prefix = "registry.example"', f'location = "{primary}"']
+        for authority in others:
+            lines += ["[[registry.mirror]]", f'location = "{authority}"']
+        path = tmp_path / "etc/containers/registries.conf"
+        path.parent.mkdir(parents=True)
+        path.write_text("\n".join(lines))
+        reference = ImageReference.parse(f"docker://registry.example/acme/os@{GOOD.digest}")
+
+        async def main() -> Any:
+            return await fetch(tmp_path, reference, timeout_s=5)
+
+        return trio.run(main, clock=MockClock(autojump_threshold=0)), servers
+
+
+def liar() -> Lies:
+    lies = Lies(GOOD)
+    lies.document(GOOD.digest, GOOD.manifest + b" ", MANIFEST)
+    return lies
+
+
+def test_n24_the_next_mirror_is_asked_and_the_liar_named(tmp_path, caplog):
+    image, (first, second, primary) = behind_mirrors(tmp_path, liar(), Lies(GOOD), Lies(GOOD))
+    assert image.digest == GOOD.digest
+    assert len(first.requests) == 1
+    assert len(second.requests) == 2
+    assert primary.requests == []
+    assert f"mirror {first.authority}/acme/os: " in caplog.text
+
+
+def test_n25_all_lie_and_all_are_listed(tmp_path):
+    with pytest.raises(ContentError) as caught:
+        behind_mirrors(tmp_path, liar(), liar(), liar())
+    assert (caught.value.reference, caught.value.catalogue) == ("digest-mismatch", "INT")
+    assert len(caught.value.__notes__) == 2
+    assert all(note.startswith("mirror 127.0.0.1:") for note in caught.value.__notes__)
