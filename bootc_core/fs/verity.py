@@ -24,17 +24,15 @@ import os
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import sha256, sha512
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bootc_core.errors import StorageError
 
 BLOCK_BYTES: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Algorithm:
+class Algorithm(NamedTuple):
     """One hash function as fs-verity knows it."""
 
     name: str

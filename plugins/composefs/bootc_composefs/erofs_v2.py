@@ -12,6 +12,7 @@ import stat
 import struct
 from array import array
 from itertools import accumulate
+from typing import Final
 
 from bootc_composefs import erofs_format as form
 from bootc_composefs.erofs_format import BLOCK, SLOT, Overrides
@@ -24,10 +25,14 @@ from bootc_composefs.erofs_tree import (
     survey,
     xattr_count,
 )
+from bootc_core.errors import ContentError
 from bootc_core.fs.verity import Algorithm
 from bootc_core.oci.tree import Node, Xattrs
 
-_VERSION = 2
+_VERSION: Final = 2
+_INLINE_MAX: Final = (
+    BLOCK - SLOT
+)  # what fits in one block wherever the slot begins; the kernel demands one
 
 
 def write_v2(root: Node, algorithm: Algorithm, overrides: Overrides) -> bytes:
@@ -247,13 +252,19 @@ def _shape(
     if node.children is not None:
         blocks, tail = directories[number].layout()
         return form.INLINE if tail else form.PLAIN, blocks * BLOCK + tail, blocks, b""
+    content = node.inline
     if stat.S_ISLNK(node.mode):
-        target = check_target(node)
-        return form.INLINE, len(target), 0, target
-    if stat.S_ISREG(node.mode):
-        if node.inline is not None:
-            layout = form.INLINE if node.inline else form.PLAIN
-            return layout, len(node.inline), 0, node.inline
-        if node.size > 0:
-            return form.CHUNKED, node.size, 0, b"\xff" * 4 if node.object is not None else b""
-    return form.PLAIN, 0, 0, b""
+        content = check_target(node)
+    elif not stat.S_ISREG(node.mode):
+        return form.PLAIN, 0, 0, b""
+    elif content is None:
+        return form.CHUNKED, node.size, 0, b"\xff" * 4 if node.object is not None else b""
+    if len(content) > _INLINE_MAX:
+        raise ContentError(
+            "the target of a symbolic link, or a file's content, does not fit in an older image",
+            reference="bad-link-target",
+            expected=f"{_INLINE_MAX} bytes at most",
+            found=f"{len(content)} bytes",
+            hint="new repositories have no such limit",
+        )
+    return form.INLINE if content else form.PLAIN, len(content), 0, content

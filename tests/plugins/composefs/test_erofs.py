@@ -142,6 +142,17 @@ def test_size_limit():
     assert caught.value.reference == "file-too-large"
 
 
+@pytest.mark.parametrize("mode", [stat.S_IFLNK | 0o777, stat.S_IFREG | 0o644])
+def test_inline_limit_of_version_2(mode):
+    root = directory(a=Node(mode, inline=b"x" * 4064))
+    write_image(root, version=2)
+    root.children[b"a"].inline += b"x"
+    write_image(root, version=1)
+    with pytest.raises(ContentError) as caught:
+        write_image(root, version=2)
+    assert caught.value.reference == "bad-link-target"
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_directory_in_two_places(version):
     inner = directory()

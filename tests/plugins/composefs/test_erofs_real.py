@@ -1,4 +1,4 @@
-"""Images against the real mkcomposefs: pseudo-random trees and a directory of this machine, byte for byte.
+"""Images against the real mkcomposefs, byte for byte, and mounted by the kernel.
 
 The program knows SHA-256 only, so these dumps have SHA-256 objects; SHA-512 is shown by the vectors of ``test_erofs``.
 """
@@ -6,10 +6,12 @@ The program knows SHA-256 only, so these dumps have SHA-256 objects; SHA-512 is 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,10 @@ from pathlib import Path
 import pytest
 from bootc_composefs import dump
 from bootc_composefs.erofs import write_image
-from bootc_composefs.erofs_format import backing_path
+from bootc_composefs.erofs_format import backing_path, is_whiteout
+
+from bootc_core.fs import verity
+from bootc_core.oci.tree import Node, walk
 
 pytestmark = pytest.mark.real
 
@@ -298,3 +303,147 @@ def test_real_directory(mkcomposefs, tmp_path, top):
             parsed.root, version=version, algorithm="sha256", overrides=parsed.overrides
         )
         assert image == real_image(mkcomposefs, source, *options)
+
+
+# The kernel ---------------------------------------------------------------------------------------------------------
+
+# In a mount namespace of its own: nothing is left, whatever happens.
+MOUNT_AND_LIST = """
+import hashlib, json, os, subprocess, sys
+folder = sys.argv[1]
+os.chdir(folder)
+for command in (
+    "mount -t erofs -o ro,loop image lower",
+    "mount -t overlay -o ro,metacopy=on,redirect_dir=on,lowerdir=lower::objects overlay merged",
+):
+    subprocess.run(command.split(), check=True)
+found = {}
+top = b"merged"
+for here, folders, names in os.walk(top):
+    for path in [here] * (here == top) + [os.path.join(here, name) for name in folders + names]:
+        info = os.lstat(path)
+        content = ""
+        directory = os.path.isdir(path) and not os.path.islink(path)
+        if os.path.islink(path):
+            content = os.fsencode(os.readlink(path)).hex()
+        elif os.path.isfile(path):
+            with open(path, "rb") as file:
+                content = hashlib.sha256(file.read()).hexdigest()
+        found[os.path.relpath(path, top).hex()] = [
+            info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns, info.st_rdev,
+            info.st_size * (not directory), info.st_nlink * (not directory), content,
+            sorted((name, os.getxattr(path, name, follow_symlinks=False).hex())
+                   for name in os.listxattr(path, follow_symlinks=False)),
+        ]
+json.dump(found, sys.stdout)
+"""
+
+
+def mounted_tree(objects: Path) -> tuple[Node, dict[Node, bytes]]:
+    """A tree with one of everything, and the contents of its files; those with objects are stored."""
+    contents: dict[Node, bytes] = {}
+
+    def file(content: bytes, mode: int = 0o644, **fields) -> Node:
+        node = Node(
+            stat.S_IFREG | mode, 1, 70000, 1_700_000_000, 123_456_789, size=len(content), **fields
+        )
+        contents[node] = content
+        if len(content) <= 64:
+            node.inline = content
+        else:
+            node.object = verity.digest(content)
+            path = objects / os.fsdecode(backing_path(node.object))
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        return node
+
+    def directory(**children: Node) -> Node:
+        node = Node(stat.S_IFDIR | 0o755, mtime=1_600_000_000)
+        node.children.update((name.encode(), child) for name, child in children.items())
+        return node
+
+    shared = file(b"shared" * 100)
+    root = directory(
+        bin=Node(stat.S_IFLNK | 0o777, inline=b"usr/bin", mtime=5),
+        usr=directory(
+            bin=directory(
+                tool=file(
+                    bytes(70000),
+                    0o4755,
+                    xattrs=((b"security.capability", b"\1\0\0\2" + bytes(16)),),
+                ),
+                alias=shared,
+                empty=file(b""),
+            ),
+            lib=directory(
+                copy=file(b"shared" * 100),
+                again=shared,
+                long=Node(stat.S_IFLNK | 0o777, inline=b"x/" * 2047),
+                nested=file(b"n", xattrs=((b"trusted.overlay.opaque", b"y"), (b"user.a", b"b"))),
+            ),
+        ),
+        dev=directory(
+            null=Node(stat.S_IFCHR | 0o666, rdev=os.makedev(1, 3)),
+            disk=Node(stat.S_IFBLK | 0o660, rdev=os.makedev(259, 70000)),
+            pipe=Node(stat.S_IFIFO | 0o600),
+            gone=Node(stat.S_IFCHR | 0o600),
+        ),
+        many=directory(**{f"{number:04}": file(b"%d" % number) for number in range(600)}),
+    )
+    return root, contents
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("version", [1, 2])
+def test_mounted(tmp_path, version):
+    """EROFS below, the object directory beside it, overlayfs on top: what a booted system sees."""
+    for name in ("objects", "lower", "merged"):
+        (tmp_path / name).mkdir()
+    root, contents = mounted_tree(tmp_path / "objects")
+    if (
+        version == 2
+    ):  # has no way to show a whiteout within an overlay, and no room for long targets
+        del root.children[b"dev"].children[b"gone"]
+        root.children[b"usr"].children[b"lib"].children[b"long"].inline = b"x" * 4064
+    (tmp_path / "image").write_bytes(write_image(root, version=version))
+    command = ["unshare", "--mount", sys.executable, "-I", "-c", MOUNT_AND_LIST, tmp_path]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode and not os.environ.get("CI"):
+        pytest.skip(f"this machine cannot mount images: {run.stderr.strip().splitlines()[-1]}")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    links: dict[Node, int] = {}
+    for _, node in walk(root):
+        links[node] = links.get(node, 0) + 1
+    wanted = {}
+    for path, node in walk(root):
+        mode, xattrs = node.mode, dict(node.xattrs)
+        content = (node.inline or b"").hex() if stat.S_ISLNK(mode) else ""
+        if node in contents:
+            content = hashlib.sha256(contents[node]).hexdigest()
+        if is_whiteout(node):  # shown as what the next overlay takes for one
+            mode = stat.S_IFREG | stat.S_IMODE(mode)
+            xattrs = {b"trusted.overlay.whiteout": b"", b"user.overlay.whiteout": b""}
+            content = hashlib.sha256(b"").hexdigest()
+        if path == b"dev" and version == 1:
+            xattrs = {
+                b"trusted.overlay.whiteouts": b"",
+                b"trusted.overlay.opaque": b"x",
+                b"user.overlay.whiteouts": b"",
+                b"user.overlay.opaque": b"x",
+            }
+        size = 0 if node.is_dir or (node.inline is None and node.object is None) else node.size
+        wanted[(path or b".").hex()] = [
+            mode,
+            node.uid,
+            node.gid,
+            node.mtime * 10**9 + (node.mtime_ns if version == 1 else 0),
+            node.rdev,
+            len(node.inline or b"") if stat.S_ISLNK(mode) else size,
+            0 if node.is_dir else links[node],
+            content,
+            sorted([name.decode(), value.hex()] for name, value in xattrs.items()),
+        ]
+    assert found.keys() == wanted.keys()
+    for path, entry in wanted.items():
+        assert found[path] == entry, bytes.fromhex(path)
