@@ -50,13 +50,14 @@ def architecture() -> str:
     return _MACHINE.get(machine, machine)
 
 
-def parse(name: str, data: bytes, arch: str) -> tuple[str, ...]:
+def parse(name: str, data: bytes, arch: str, *, deployed: bool = False) -> tuple[str, ...]:
     """The arguments of one file for architecture ``arch``; empty if the file is for others.
 
     Args:
         name: path of the file inside the image, for errors.
         data: its content.
         arch: e.g. ``x86_64``, see ``ARCHITECTURES``.
+        deployed: the image is on the host already; protected arguments are not refused.
 
     Raises:
         ContentError: not TOML, unknown keys, wrong types, characters or arguments an image may not
@@ -100,17 +101,21 @@ def parse(name: str, data: bytes, arch: str) -> tuple[str, ...]:
     for item in matches or ():
         if item not in ARCHITECTURES:
             raise bad(f"unknown architecture {item}", ", ".join(sorted(ARCHITECTURES)))
-    # Whole file first, architecture second: a mistake shows on every machine, not only on the rare
-    # one.
+    # All checks first, architecture second: a mistake shows on every machine, not on the rare one.
     line = CommandLine.parse(" ".join(document["kargs"]), what, error=ContentError)
-    refuse_protected(line, what)
+    if not deployed:
+        refuse_protected(line, what)
     if matches is not None and arch not in matches:
         return ()
     return tuple(parameter.text for parameter in line)
 
 
 def read_tree(
-    root: Node, read_file: Callable[[Node], bytes], arch: str | None = None
+    root: Node,
+    read_file: Callable[[Node], bytes],
+    arch: str | None = None,
+    *,
+    deployed: bool = False,
 ) -> tuple[str, ...]:
     """All arguments of the image ``root``, in order of file names.
 
@@ -118,6 +123,8 @@ def read_tree(
         root: the image's tree.
         read_file: content of a regular file of that tree.
         arch: see ``parse``; default: this machine.
+        deployed: the image is on the host already, and only the difference to it is wanted: files and
+            arguments that a new image may not have are passed over, so that they hold up no upgrade.
 
     Raises:
         ContentError: see ``parse``; also if a ``.toml`` there is no regular file.
@@ -129,21 +136,31 @@ def read_tree(
     for name in sorted(directory.children):
         if not name.endswith(b".toml"):
             continue
-        path = f"{paths.KARGS_D}/{printable(name)}"
-        node = resolve(root, paths.KARGS_D.encode() + b"/" + name)
-        if node is None or not stat.S_ISREG(node.mode):
-            raise ContentError(
-                f"{path} in the image is not a file",
-                reference="bad-kargs-d",
-                hint="correct the file and build the image again",
-            )
-        if node.size > limits.SETTINGS_FILE_BYTES:
-            raise ContentError(
-                f"{path} in the image is too large",
-                reference="bad-kargs-d",
-                expected=f"at most {limits.SETTINGS_FILE_BYTES} bytes",
-                found=f"{node.size} bytes",
-                catalogue="LIM",
-            )
-        result += parse(path, read_file(node), arch or architecture())
+        try:
+            result += _read(root, name, read_file, arch or architecture(), deployed)
+        except ContentError:
+            if not deployed:
+                raise
     return tuple(result)
+
+
+def _read(
+    root: Node, name: bytes, read_file: Callable[[Node], bytes], arch: str, deployed: bool
+) -> tuple[str, ...]:
+    path = f"{paths.KARGS_D}/{printable(name)}"
+    node = resolve(root, paths.KARGS_D.encode() + b"/" + name)
+    if node is None or not stat.S_ISREG(node.mode):
+        raise ContentError(
+            f"{path} in the image is not a file",
+            reference="bad-kargs-d",
+            hint="correct the file and build the image again",
+        )
+    if node.size > limits.SETTINGS_FILE_BYTES:
+        raise ContentError(
+            f"{path} in the image is too large",
+            reference="bad-kargs-d",
+            expected=f"at most {limits.SETTINGS_FILE_BYTES} bytes",
+            found=f"{node.size} bytes",
+            catalogue="LIM",
+        )
+    return parse(path, read_file(node), arch, deployed=deployed)

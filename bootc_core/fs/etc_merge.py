@@ -208,9 +208,10 @@ def scan_tree(
 def scan_directory(
     directory: Path, owners: OwnerView | None = None, exclude: Collection[bytes] = UPDATED
 ) -> DiskTree:
-    """The directory on disk (missing: an empty one), ready to be compared and copied.
+    """The directory on disk, ready to be compared and copied.
 
-    Nothing is followed and no mount point is entered.
+    Nothing is followed and no mount point is entered. A missing directory is an error, not an empty
+    one: as ``current`` it would mean that everything was removed.
 
     Args:
         directory: its path.
@@ -218,11 +219,9 @@ def scan_directory(
         exclude: names directly below it that are left out.
 
     Raises:
-        StorageError: something in it cannot be read.
+        StorageError: it is missing, or something in it cannot be read.
         ContentError: more entries or levels than ``limits`` allow.
     """
-    if not directory.exists():
-        return DiskTree({b"": Entry("d", 0o755, 0, 0)}, directory)
     found: dict[bytes, Entry] = {}
     with atomic.mapped("read", directory), Beneath(directory) as root:
         device = os.fstat(root.fileno()).st_dev

@@ -130,3 +130,18 @@ def test_large_file_is_not_read() -> None:
     assert caught.value.catalogue == "LIM"
     with pytest.raises(ContentError, match="too large"):
         kargs_d.parse("x", b" " * (limits.SETTINGS_FILE_BYTES + 1), "x86_64")
+
+
+def test_an_image_that_is_deployed_holds_up_no_upgrade() -> None:
+    root = image(
+        {
+            "10.toml": file(b'kargs = ["root=UUID=1 quiet"]'),
+            "20.toml": file(b"kargs = ["),
+            "30.toml": file(b'kargs = ["a"]\nmatch-architectures = ["vax"]'),
+            "40.toml": file(b'kargs = ["b"]'),
+            "50.toml": directory(),
+        }
+    )
+    assert kargs_d.read_tree(root, read, "x86_64", deployed=True) == ("root=UUID=1", "quiet", "b")
+    with pytest.raises(ContentError):
+        kargs_d.read_tree(root, read, "x86_64")
