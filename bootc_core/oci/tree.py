@@ -1,4 +1,4 @@
-"""The file tree that all storage backends share: what an image's merged layers mean, without file contents.
+r"""The file tree that all storage backends share: what an image's merged layers mean, without file contents.
 
 A ``Node`` is an inode. A hard link is one ``Node`` under several names. File contents are named by ``object`` (the backend's
 name for them, e.g. an fs-verity digest) or, for small files and symbolic links, held in ``inline``.
@@ -34,7 +34,7 @@ class Node:
         *,
         size: int = 0,
         inline: bytes | None = None,
-        object: bytes | None = None,  # noqa: A002 - the field's term
+        object: bytes | None = None,
         rdev: int = 0,
         xattrs: Xattrs = (),
     ) -> None:
