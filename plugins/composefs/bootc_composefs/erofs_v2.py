@@ -255,7 +255,7 @@ def _shape(
     content = node.inline
     if stat.S_ISLNK(node.mode):
         content = check_target(node)
-    elif not stat.S_ISREG(node.mode):
+    elif not stat.S_ISREG(node.mode) or (content is None and node.size <= 0):
         return form.PLAIN, 0, 0, b""
     elif content is None:
         return form.CHUNKED, node.size, 0, b"\xff" * 4 if node.object is not None else b""

@@ -80,9 +80,11 @@ def file(**fields) -> Node:
     return Node(stat.S_IFREG | 0o644, **({"inline": b""} | fields))
 
 
-@pytest.mark.parametrize("version", [0, 1, 2])
-def test_order_of_dictionaries_does_not_matter(version):
-    text = (VECTORS / "dumps/random-400.dump").read_bytes()
+@pytest.mark.parametrize(
+    ("version", "name"), [(0, "random-400"), (1, "random-400"), (1, "hardlinks"), (2, "selinux")]
+)
+def test_order_of_dictionaries_does_not_matter(version, name):
+    text = (VECTORS / "dumps" / f"{name}.dump").read_bytes()
     parsed = dump.parse(text)
     wanted = write_image(
         parsed.root, version=version, algorithm="sha256", overrides=parsed.overrides
@@ -129,6 +131,13 @@ def test_refused(root, reference, version):
     with pytest.raises((ContentError, StorageError)) as caught:
         write_image(root, version=version)
     assert caught.value.reference == reference
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_file_without_content_is_empty(version):
+    """However a tree says so."""
+    empty = write_image(directory(a=file(inline=None)), version=version)
+    assert empty == write_image(directory(a=file()), version=version)
 
 
 def test_size_limit():
