@@ -7,82 +7,53 @@
     discard    the staged state goes; plan: what boots now
     prune      states without an entry, tags without a state, objects without a root
 
-Order of a stage, which makes every interruption harmless: objects of layers; sync and read back; their names; images, splitstreams
-and state at temporary names; sync and read back; links; the state's rename; directories synced. Layers keep: a repetition finds
-them. Nothing here touches the boot partition.
+Order of a stage, which makes every interruption harmless: layers staged; sync and read back (meanwhile the image is computed);
+objects named; images, splitstreams and state at temporary names; sync and read back; links; the state's rename; directories
+synced. Layers keep: a repetition finds them. Nothing here touches the boot partition.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
-import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from bootc_composefs import gc, state
-from bootc_composefs.erofs import write_image
-from bootc_composefs.erofs_read import read_subtree
+from bootc_composefs.compose import KERNEL, Composed, compose
+from bootc_composefs.contents import Contents
+from bootc_composefs.deployment import (
+    ETC,
+    built_state,
+    drop_temporary,
+    load_owners,
+    merge_etc,
+    merge_plan,
+)
 from bootc_composefs.layers import import_missing, spool
-from bootc_composefs.repository import Repository, file_digest, layer_entries
+from bootc_composefs.repository import Repository
 from bootc_composefs.splitstream import CONFIG, MANIFEST, encode_document
-from bootc_composefs.transform import boot_transform, oci_transform
-from bootc_core import limits, paths
-from bootc_core.boot import bls, kargs_d, os_release
-from bootc_core.boot.kernel import Kernel, find_kernel
+from bootc_core.boot import bls
 from bootc_core.errors import BootcError, StorageError, printable
-from bootc_core.fs import atomic, etc_merge
-from bootc_core.fs.owners import OwnerStore, OwnerView
+from bootc_core.fs import atomic
 from bootc_core.models import events
 from bootc_core.models.boot import BootEntry, BootFile, BootPlan
 from bootc_core.models.context import SignatureMode
 from bootc_core.models.image import StagedDeployment
-from bootc_core.models.kargs import CommandLine, merge_image_change
 from bootc_core.models.reference import SignedReference
-from bootc_core.oci.layers import LayerTree
 from bootc_core.oci.origin import Origin
-from bootc_core.oci.tree import Node, lookup, resolve
+from bootc_core.oci.tree import lookup
 
 if TYPE_CHECKING:
-    from bootc_composefs.layers import Layer
+    from bootc_composefs.layers import Imported, Layer
     from bootc_composefs.state import Slot
     from bootc_core.hooks.specs import Emit
     from bootc_core.models.context import Context
     from bootc_core.models.image import FetchedImage, VerifiedImage
     from bootc_core.models.sysroot import Sysroot
 
-_WHOLE_BYTES: Final = 16 * limits.MIB  # files up to here are read at once
 _KERNEL_DIRECTORY: Final = "EFI/Linux/bootc_composefs-"
-_ETC: Final = "etc"
-
-
-class _Files:
-    """Contents of an image's regular files, checked."""
-
-    def __init__(self, repository: Repository) -> None:
-        self._repository = repository
-
-    def read(self, node: Node) -> bytes:
-        """All of it, for files that are read in memory."""
-        if node.object is None:
-            return node.inline or b""
-        return self._repository.read(node.object, limits.GIB)
-
-    def open(self, node: Node) -> BinaryIO:
-        """A stream; large files are hashed first, not held."""
-        if node.object is None or node.size <= _WHOLE_BYTES:
-            return io.BytesIO(self.read(node))
-        if (
-            not self._repository.secure
-            and file_digest(self._repository, node.object) != node.object
-        ):
-            self._repository.read(node.object)  # raises with the details
-        return os.fdopen(self._repository.open_object(node.object), "rb", buffering=0)
 
 
 # --- stage -------------------------------------------------------------------------------------------------------------
@@ -99,50 +70,34 @@ async def stage(
         StorageError: space, I/O, conflicts in ``/etc``, or the image is deployed already (``same-deployment``).
     """
     image = verified.image
-
-    def step(name: str, description: str) -> None:
-        emit(events.StepProgressed(context.transaction, name, description))
-
     with Repository.create(sysroot.path / state.REPOSITORY) as repository:
         repository.require_writable()
-        layers, written = await import_missing(context, image, sysroot, repository, emit)
-        await trio.lowlevel.checkpoint()
-        files = _Files(repository)
-        step("merging", "Merging layers")
-        root = _merged(repository, [(name, layers[name]) for name in image.config.rootfs.diff_ids])
-        kernel = find_kernel(root)
         present = state.present_slots(sysroot)
         current = state.booted(sysroot, present)
-        kargs = _kernel_arguments(repository, root, files, current)
-        identity = os_release.parse(_os_release(root, files))
+        imported = await import_missing(context, image, sysroot, repository, emit)
+        composed = await _composed(context, image, repository, imported, current, emit)
+        await imported.publish()
+        _refuse_existing(sysroot, composed.deployment_id, present, current)
+        etc = lookup(composed.root, ETC.encode())
+        merge_plan(repository, sysroot, Contents(repository), current, etc).check()
         await trio.lowlevel.checkpoint()
-        step("writing", "Writing the image")
-        plain, bootable = _images(repository, root, files)
-        deployment_id = bootable[repository.formats[0]].hex()
-        _refuse_existing(sysroot, deployment_id, present, current)
-        line = kargs.with_composefs(deployment_id, optional=not repository.secure).checked()
-        await trio.lowlevel.checkpoint()
-        etc = lookup(root, _ETC.encode())
-        _merge_plan(repository, sysroot, files, current, etc).check()
-        kernel_files, boot_digest = _kernel_files(
-            repository, sysroot, kernel, deployment_id, present
-        )
-        await trio.lowlevel.checkpoint()
-        step("deploying", "Creating the deployment")
-        documents = _documents(repository, image, layers, plain, bootable)
-        origin = _origin(context, verified, boot_digest)
-        with _built_state(sysroot, deployment_id, root, files, origin) as (owners, renames):
-            step("syncing", "Syncing the deployment")
+        emit(events.StepProgressed(context.transaction, "deploying", "Creating the deployment"))
+        binaries = _boot_files(repository, sysroot, composed, present)
+        plain = {version: repository.put(data) for version, data in composed.plain.items()}
+        bootable = {version: repository.put(data) for version, data in composed.bootable.items()}
+        documents = _documents(repository, image, imported.layers, plain, bootable)
+        origin = _origin(context, verified, composed.boot_digest)
+        with built_state(
+            sysroot, composed.deployment_id, composed.root, Contents(repository), origin
+        ) as (owners, renames):
+            emit(events.StepProgressed(context.transaction, "syncing", "Syncing the deployment"))
             await trio.lowlevel.checkpoint()
             atomic.syncfs(repository.path)
             images = (*plain.values(), *bootable.values())
-            for digest in (
-                *images,
-                *documents.values(),
-                *(layer.digest for layer in layers.values()),
-            ):
+            streams = (layer.digest for layer in imported.layers.values())
+            for digest in (*images, *documents.values(), *streams):
                 _read_again(repository, digest)
-            _link(repository, image, layers, documents, images)
+            _link(repository, image, imported.layers, documents, images)
             owners.save()
             for source, target in renames:
                 atomic.rmtree(target)
@@ -152,68 +107,64 @@ async def stage(
             repository.path / "streams/refs/oci",
             repository.path / "images",
             sysroot.path / state.DEPLOY,
-            sysroot.path / state.DEPLOY / deployment_id,
+            sysroot.path / state.DEPLOY / composed.deployment_id,
             (sysroot.path / state.VAR).parent,
         ):
             atomic.fsync(directory)
         atomic.rmtree(spool(sysroot))
-        sizes = sum(repository.size(digest) or 0 for digest in images)
     return StagedDeployment(
         backend=state.NAME,
-        deployment_id=deployment_id,
+        deployment_id=composed.deployment_id,
         entry=BootEntry(
-            deployment_id=deployment_id,
-            os_id=identity.id,
-            title=identity.pretty_name,
-            version=identity.version or "",
-            options=str(line),
-            linux=kernel_files[0],
-            initrd=kernel_files[1:],
+            deployment_id=composed.deployment_id,
+            os_id=composed.identity.id,
+            title=composed.identity.pretty_name,
+            version=composed.identity.version or "",
+            options=composed.options,
+            linux=binaries[0],
+            initrd=binaries[1:],
         ),
         details={
             "manifest_digest": image.digest,
-            "boot_digest": boot_digest,
-            "kernel": kernel.version,
+            "boot_digest": composed.boot_digest,
+            "kernel": composed.kernel,
         },
-        bytes_new=written + sizes,
+        bytes_new=imported.bytes_new
+        + sum(map(len, (*composed.plain.values(), *composed.bootable.values()))),
     )
 
 
-def _merged(repository: Repository, layers: Sequence[tuple[str, Layer]]) -> Node:
-    tree = LayerTree()
-    for number, (diff_id, layer) in enumerate(layers, 1):
-        what = f"layer {number} ({diff_id[:19]}…)"
-        tree.apply(layer_entries(repository, layer.stream, what), what)
-    return tree.root
+async def _composed(
+    context: Context,
+    image: FetchedImage,
+    repository: Repository,
+    imported: Imported,
+    current: Slot | None,
+    emit: Emit,
+) -> Composed:
+    """The image, computed in a thread while this one brings the layers to the medium. The medium's error comes first."""
+    layers = [(name, imported.layers[name]) for name in image.config.rootfs.diff_ids]
+    results: list[Composed] = []
+    problems: list[BaseException] = []  # raised as themselves, not as members of a group
 
+    async def compute() -> None:
+        try:
+            results.append(await trio.to_thread.run_sync(compose, repository, layers, current))
+        except Exception as problem:
+            problems.append(problem)
 
-def _os_release(root: Node, files: _Files) -> bytes:
-    for path in (paths.OS_RELEASE, "etc/os-release"):
-        node = resolve(root, path.encode())
-        if node is not None and stat.S_ISREG(node.mode) and node.size <= limits.SETTINGS_FILE_BYTES:
-            return files.read(node)
-    return b""
-
-
-def _images(
-    repository: Repository, root: Node, files: _Files
-) -> tuple[dict[int, bytes], dict[int, bytes]]:
-    """Digests of the plain and of the bootable images, by format. ``root`` becomes the bootable tree."""
-    digests: list[dict[int, bytes]] = []
-    for bootable in (False, True):
-        if bootable:
-            boot_transform(root, files.read)
-        else:
-            oci_transform(root)
-        digests.append(
-            {
-                version: repository.put(
-                    write_image(root, version=version, algorithm=repository.algorithm)
-                )
-                for version in repository.formats
-            }
-        )
-    return digests[0], digests[1]
+    emit(events.StepProgressed(context.transaction, "merging", "Merging layers"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(compute)
+        try:
+            await imported.settle()
+        except trio.Cancelled:
+            raise
+        except BaseException as problem:
+            problems.insert(0, problem)
+    if problems:
+        raise problems[0]
+    return results[0]
 
 
 def _refuse_existing(
@@ -238,89 +189,21 @@ def _refuse_existing(
         )
 
 
-# --- kernel and its arguments --------------------------------------------------------------------------------------------
-
-
-def _kernel_arguments(
-    repository: Repository, root: Node, files: _Files, current: Slot | None
-) -> CommandLine:
-    """The new command line, ``composefs=`` still missing: present arguments with the change between both images' kargs.d."""
-    new = CommandLine.parse(" ".join(kargs_d.read_tree(root, files.read)))
-    if current is None:
-        return new
-    options = CommandLine.parse(
-        " ".join(current.entry.all("options")), f"the boot entry {current.entry.file}"
-    )
-    old = CommandLine()
-    subtree = _image_subtree(repository, current.deployment_id, paths.KARGS_D)
-    if subtree is not None:
-        old = CommandLine.parse(
-            " ".join(kargs_d.read_tree(_rooted(subtree, paths.KARGS_D), files.read))
-        )
-    return merge_image_change(options, old, new)
-
-
-def _rooted(node: Node, path: str) -> Node:
-    """A tree with nothing but ``node`` at ``path``."""
-    for name in reversed(path.encode().split(b"/")):
-        parent = Node(stat.S_IFDIR | 0o755)
-        if parent.children is not None:
-            parent.children[name] = node
-        node = parent
-    return node
-
-
-def _image_subtree(repository: Repository, deployment_id: str, path: str) -> Node | None:
-    """A directory of a deployment's image."""
-    digest = repository.digest(deployment_id)
-    if digest is None:
-        raise StorageError(
-            f"deployment {deployment_id[:12]} is not of this repository",
-            reference="bad-deployment",
-            expected=f"a digest of {repository.algorithm}",
-            catalogue="STATE",
-        )
-    return read_subtree(repository.read(digest), path.encode())
-
-
-def _kernel_files(
-    repository: Repository,
-    sysroot: Sysroot,
-    kernel: Kernel,
-    deployment_id: str,
-    present: Sequence[Slot],
-) -> tuple[tuple[BootFile, ...], str]:
-    """Kernel and initrd for the boot partition, and the digest over both.
-
-    A deployment with the same two files lends its directory, so that they are there once.
-    """
-    overall = hashlib.sha256()
-    nodes = [("vmlinuz", kernel.vmlinuz)]
-    if kernel.initrd is not None:
-        nodes.append(("initrd", kernel.initrd))
-    hashed = []
-    for name, node in nodes:
-        digest = node.object if node.object is not None else repository.put(node.inline or b"")
-        if not repository.secure and file_digest(repository, digest) != digest:
-            repository.read(digest)  # raises with the details
-        own = hashlib.sha256()
-        descriptor = repository.open_object(digest)
-        try:
-            with atomic.mapped("read", repository.object_path(digest)):
-                while piece := os.read(descriptor, limits.MIB):
-                    own.update(piece)
-                    overall.update(piece)
-        finally:
-            os.close(descriptor)
-        hashed.append((name, repository.object_path(digest), node.size, own.hexdigest()))
-    boot_digest = overall.hexdigest()
+def _boot_files(
+    repository: Repository, sysroot: Sysroot, composed: Composed, present: Sequence[Slot]
+) -> tuple[BootFile, ...]:
+    """Kernel and initrd for the boot partition. A deployment with the same two lends its directory, so that they are there once."""
     directory = (
-        _shared_directory(sysroot, boot_digest, present) or f"{_KERNEL_DIRECTORY}{deployment_id}"
+        _shared_directory(sysroot, composed.boot_digest, present)
+        or f"{_KERNEL_DIRECTORY}{composed.deployment_id}"
     )
-    return (
-        tuple(BootFile(f"{directory}/{name}", path, size, own) for name, path, size, own in hashed),
-        boot_digest,
-    )
+    found = []
+    for binary in composed.binaries:
+        node = binary.node
+        digest = node.object if node.object is not None else repository.put(node.inline or b"")
+        path = repository.object_path(digest)
+        found.append(BootFile(f"{directory}/{binary.name}", path, node.size, binary.sha256))
+    return tuple(found)
 
 
 def _shared_directory(sysroot: Sysroot, boot_digest: str, present: Sequence[Slot]) -> str | None:
@@ -329,7 +212,7 @@ def _shared_directory(sysroot: Sysroot, boot_digest: str, present: Sequence[Slot
         if (
             not slot.at_rest
             or not path.startswith(f"/{_KERNEL_DIRECTORY}")
-            or not path.endswith("/vmlinuz")
+            or not path.endswith(f"/{KERNEL}")
         ):
             continue
         try:
@@ -337,11 +220,8 @@ def _shared_directory(sysroot: Sysroot, boot_digest: str, present: Sequence[Slot
         except BootcError:
             continue
         if origin.boot_type == "bls" and origin.boot_digest == boot_digest:
-            return path.strip("/").removesuffix("/vmlinuz")
+            return path.strip("/").removesuffix(f"/{KERNEL}")
     return None
-
-
-# --- streams -------------------------------------------------------------------------------------------------------------
 
 
 def _documents(
@@ -406,7 +286,7 @@ def _link(
     for digest in images:
         repository.link_image(digest)
     for diff_id, layer in layers.items():
-        if layer.fresh:
+        if layer.staged is not None:
             repository.link_stream(f"oci-layer-{diff_id}", layer.digest)
     for name, digest in documents.items():
         repository.link_stream(name, digest)
@@ -425,89 +305,6 @@ def _origin(context: Context, verified: VerifiedImage, boot_digest: str) -> byte
         signature=context.signature.value,
         accepted=tuple(answer.to_json(policy) for policy, answer in verified.answers),
     ).to_bytes(long_form=True)
-
-
-# --- the deployment's directory --------------------------------------------------------------------------------------------
-
-
-def _load_owners(sysroot: Sysroot) -> OwnerStore:
-    return OwnerStore.load(sysroot.state / "owners.json")
-
-
-def _below(owners: OwnerStore, sysroot: Sysroot, path: str) -> OwnerView | None:
-    """Where owners of ``path`` are recorded; None where the file system has them."""
-    return owners.below(path.encode()) if sysroot.unprivileged else None
-
-
-@contextmanager
-def _built_state(
-    sysroot: Sysroot, deployment_id: str, root: Node, files: _Files, origin: bytes
-) -> Iterator[tuple[OwnerStore, list[tuple[Path, Path]]]]:
-    """The deployment's directory, and ``/var`` of the first one, at temporary names: owners, and renames to be done.
-
-    What was not renamed when the block ends is removed again.
-    """
-    deploy, var = sysroot.path / state.DEPLOY, sysroot.path / state.VAR
-    for directory in (sysroot.path / "state", deploy, *reversed(var.parents[:2])):
-        atomic.mkdir(directory)
-    atomic.mkdir(sysroot.state, 0o700)
-    owners = _load_owners(sysroot)
-    renames: list[tuple[Path, Path]] = []
-    try:
-        place = deploy / f"{state.TEMPORARY}{os.urandom(8).hex()}"
-        renames.append((place, deploy / deployment_id))
-        atomic.mkdir(place, 0o755, exist_ok=False)
-        etc_path = f"{state.DEPLOY}/{deployment_id}/{_ETC}"
-        etc_merge.populate(
-            place / _ETC, lookup(root, _ETC.encode()), files.open, _below(owners, sysroot, etc_path)
-        )
-        atomic.symlink("../../os/default/var", place / "var")
-        atomic.write_file(place / f"{deployment_id}.origin", origin, sync=False)
-        if not var.exists():
-            temporary = var.with_name(f"{state.TEMPORARY}{os.urandom(8).hex()}")
-            renames.append((temporary, var))
-            tree = lookup(root, b"var")
-            etc_merge.populate(
-                temporary,
-                tree if tree is not None and tree.is_dir else None,
-                files.open,
-                _below(owners, sysroot, state.VAR),
-                exclude=(),
-            )
-        yield owners, renames
-    finally:
-        for source, _ in renames:
-            if os.path.lexists(source):  # exists() follows links
-                atomic.rmtree(source)
-
-
-def _merge_plan(
-    repository: Repository, sysroot: Sysroot, files: _Files, current: Slot | None, etc: Node | None
-) -> etc_merge.MergePlan:
-    if current is None:
-        return etc_merge.MergePlan()
-    pristine, now = _local_etc(repository, sysroot, files, current, _load_owners(sysroot))
-    return etc_merge.plan(pristine, now, etc_merge.scan_tree(etc, files.open))
-
-
-def _local_etc(
-    repository: Repository, sysroot: Sysroot, files: _Files, current: Slot, owners: OwnerStore
-) -> tuple[etc_merge.ImageTree, etc_merge.DiskTree]:
-    """``/etc`` of the deployment that counts: as its image has it, and as it is."""
-    path = f"{state.DEPLOY}/{current.deployment_id}/{_ETC}"
-    directory = sysroot.path / path
-    if not directory.is_dir():
-        raise StorageError(
-            f"deployment {current.deployment_id[:12]} has no etc",
-            reference="bad-deployment",
-            expected=str(directory),
-            hint="restore it from a copy, or make an empty directory to go on without local changes",
-            catalogue="STATE",
-        )
-    pristine = etc_merge.scan_tree(
-        _image_subtree(repository, current.deployment_id, _ETC), files.open
-    )
-    return pristine, etc_merge.scan_directory(directory, _below(owners, sysroot, path))
 
 
 # --- finalize, rollback ------------------------------------------------------------------------------------------------------
@@ -545,7 +342,7 @@ async def finalize(
         emit(events.StepProgressed(context.transaction, "merging-etc", "Merging /etc"))
         await trio.lowlevel.checkpoint()
         with Repository.open(sysroot.path / state.REPOSITORY) as repository:
-            skipped = _merge_etc(repository, sysroot, deployment_id, current)
+            skipped = merge_etc(repository, sysroot, deployment_id, current)
         if skipped:
             names = ", ".join(printable(path) for path in skipped[:5])
             emit(
@@ -556,43 +353,6 @@ async def finalize(
             )
     rest = [current.deployment_id] if current and current.deployment_id != deployment_id else []
     return BootPlan(entries=(entry, *rest))
-
-
-def _merge_etc(
-    repository: Repository, sysroot: Sysroot, deployment_id: str, current: Slot
-) -> tuple[bytes, ...]:
-    files = _Files(repository)
-    owners = _load_owners(sysroot)
-    pristine, now = _local_etc(repository, sysroot, files, current, owners)
-    new = etc_merge.scan_tree(_image_subtree(repository, deployment_id, _ETC), files.open)
-    plan = etc_merge.plan(pristine, now, new)
-    plan.check()
-    directory = sysroot.path / state.DEPLOY / deployment_id
-    etc = directory / _ETC
-    _drop_temporary(directory)
-    temporary = directory / f"{state.TEMPORARY}{os.urandom(8).hex()}"
-    path = f"{state.DEPLOY}/{deployment_id}/{_ETC}"
-    try:
-        etc_merge.build_merged(temporary, now, new, plan, _below(owners, sysroot, path))
-        atomic.syncfs(temporary)
-        owners.save()
-        atomic.rmtree(etc)
-        atomic.rename(temporary, etc)
-    finally:
-        if temporary.exists():
-            atomic.rmtree(temporary)
-    atomic.fsync(directory)
-    return plan.skipped
-
-
-def _drop_temporary(directory: Path) -> None:
-    """Remove what interrupted runs left in a directory."""
-    try:
-        names = [name for name in os.listdir(directory) if name.startswith(state.TEMPORARY)]
-    except FileNotFoundError:
-        return
-    for name in names:
-        atomic.rmtree(directory / name)
 
 
 def _bootable(sysroot: Sysroot, present: Sequence[Slot]) -> list[str]:
@@ -658,13 +418,13 @@ async def discard(
 def _drop_states(sysroot: Sysroot, doomed: Sequence[str]) -> None:
     deploy = sysroot.path / state.DEPLOY
     for directory in (deploy, (sysroot.path / state.VAR).parent):
-        _drop_temporary(directory)
+        drop_temporary(directory)
     if not doomed:
         return
     for name in doomed:
         atomic.rmtree(state.deployment_path(sysroot, name))
     if sysroot.unprivileged:
-        owners = _load_owners(sysroot)
+        owners = load_owners(sysroot)
         for name in doomed:
             owners.clear(f"{state.DEPLOY}/{name}".encode())
         owners.save()
@@ -698,7 +458,7 @@ async def prune(context: Context, sysroot: Sysroot) -> bool:
         names.append(notice.deployment_id)
     _drop_states(sysroot, [name for name in state.existing(sysroot) if name not in names])
     for name in names:
-        _drop_temporary(sysroot.path / state.DEPLOY / name)
+        drop_temporary(sysroot.path / state.DEPLOY / name)
     atomic.rmtree(spool(sysroot))
     manifests: list[str] = []
     complete = True

@@ -11,23 +11,25 @@ or half published (its objects are in one of both places), and goes on.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from bootc_composefs import sink, splitstream
-from bootc_composefs.repository import Repository, missing_object, read_back
+from bootc_composefs import readback, sink, splitstream
+from bootc_composefs.repository import Repository, missing_object
 from bootc_composefs.splitstream import Splitstream
-from bootc_core import limits
+from bootc_core import limits, process
 from bootc_core.errors import BootcError, StorageError
-from bootc_core.fs import atomic
+from bootc_core.fs import atomic, verity
 from bootc_core.models import events
 from bootc_core.models.oci import LAYER_TYPES
-from bootc_core.oci.importer import LayerJob, LayerResult, import_layers
+from bootc_core.oci.importer import LayerJob, import_layers
 
 if TYPE_CHECKING:
     from bootc_core.hooks.specs import Emit
@@ -50,11 +52,14 @@ def spool(sysroot: Sysroot) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer whose objects are in the repository: its splitstream and that one's digest; ``fresh``: it has no name yet."""
+    """A layer: its splitstream, and that one's digest.
+
+    ``staged``: its directory, if it has no name in the repository yet; objects are there or in the repository.
+    """
 
     digest: bytes
     stream: Splitstream
-    fresh: bool
+    staged: Path | None = None
 
 
 def known_layers(repository: Repository, diff_ids: Sequence[str]) -> dict[str, Layer]:
@@ -71,7 +76,7 @@ def known_layers(repository: Repository, diff_ids: Sequence[str]) -> dict[str, L
                 raise
             continue
         if all(_is_whole(repository, name) for name in stream.object_refs):
-            found[diff_id] = Layer(digest, stream, fresh=False)
+            found[diff_id] = Layer(digest, stream)
     return found
 
 
@@ -124,96 +129,156 @@ def size_text(size: int) -> str:
     return f"{value:.1f} TB"
 
 
+@dataclass
+class Imported:
+    """All layers of an image, known and staged; ``settle``, then ``publish`` make the staged ones durable and named.
+
+    Attributes:
+        layers: by diffID, lowest first (equal layers once).
+        bytes_new: bytes that were written for them.
+    """
+
+    layers: dict[str, Layer]
+    bytes_new: int
+    _repository: Repository
+    _checks: dict[Path, int]
+    _step: Callable[[str, str], None]
+
+    async def settle(self) -> None:
+        """Bring what is staged to the medium, and compare it with what that gives back.
+
+        Raises:
+            StorageError: the medium fails, or gives something else (``read-back``).
+        """
+        if not self._checks:
+            return
+        self._step("syncing", "Syncing layers")
+        await trio.lowlevel.checkpoint()
+        atomic.syncfs(next(iter(self._checks)))
+        if not self._repository.secure:
+            self._step("checking", "Reading back what was written")
+            await _read_back(self._repository, self._checks)
+
+    async def publish(self) -> None:
+        """Give the objects their names. The staged splitstreams stay, so that this can be repeated.
+
+        Raises:
+            StorageError: a name did not take effect.
+        """
+        if not self._checks:
+            return
+        self._step("publishing", "Publishing objects")
+        repository = self._repository
+        for layer in self.layers.values():
+            if layer.staged is None:
+                continue
+            objects = f"{layer.staged}/{sink.OBJECTS}"
+            for number, name in enumerate(sorted(os.listdir(objects))):
+                if repository.digest(name) is not None:
+                    repository.publish(f"{objects}/{name}", name)
+                if number % _CHECKPOINT == 0:
+                    await trio.lowlevel.checkpoint()
+            for digest in layer.stream.object_refs:
+                if not _is_whole(repository, digest):
+                    raise missing_object(digest)
+            repository.put(layer.stream.data)
+        repository.staged = ()
+
+
 async def import_missing(
     context: Context, image: FetchedImage, sysroot: Sysroot, repository: Repository, emit: Emit
-) -> tuple[dict[str, Layer], int]:
-    """Bring all layers of the image into the repository; objects are durable then, their names not yet.
-
-    Returns:
-        the layers by diffID, lowest first (equal layers once); bytes written.
+) -> Imported:
+    """Fetch the layers that the repository has not, into staging; nothing is synced or named yet.
 
     Raises:
         ContentError: hostile or damaged layers.
         TransportError: the source does not deliver.
-        StorageError: no space, I/O, or the medium does not give back what was written.
+        StorageError: no space, I/O.
     """
     diff_ids = image.config.rootfs.diff_ids
-    known = known_layers(repository, diff_ids)
-    jobs: dict[str, LayerJob] = {}
-    for descriptor, diff_id in zip(image.manifest.layers, diff_ids, strict=True):
-        if diff_id not in known:
-            jobs[diff_id] = LayerJob(descriptor, diff_id, LAYER_TYPES[descriptor.media_type])
-    present = [
-        descriptor.size
-        for descriptor, diff_id in zip(image.manifest.layers, diff_ids, strict=True)
-        if diff_id in known
+    descriptors = dict(zip(diff_ids, image.manifest.layers, strict=True))
+    layers = known_layers(repository, diff_ids)
+    jobs = [
+        LayerJob(descriptor, diff_id, LAYER_TYPES[descriptor.media_type])
+        for diff_id, descriptor in descriptors.items()
+        if diff_id not in layers
     ]
-    needed = [job.descriptor for job in jobs.values()]
+    needed = [job.descriptor for job in jobs]
     emit(
         events.LayersPlanned(
             context.transaction,
-            len(present),
-            len(needed),
-            sum(present),
-            sum(layer.size for layer in needed),
+            layers_present=len(layers),
+            layers_needed=len(jobs),
+            bytes_present=sum(descriptors[diff_id].size for diff_id in layers),
+            bytes_needed=sum(descriptor.size for descriptor in needed),
         )
     )
-    large = repository.large_objects(sink.LARGE_BYTES) if jobs else {}
+
+    def step(name: str, description: str) -> None:
+        emit(events.StepProgressed(context.transaction, name, description))
+
+    imported = Imported(layers, 0, repository, {}, step)
+    if not jobs:
+        return imported
     check_space(
         repository.path, needed, image.requested.display(), fresh=not repository.has_streams()
     )
-    results: Mapping[str, LayerResult] = {}
-    written = 0
-    if jobs:
-        staging = spool(sysroot)
-        for directory in (sysroot.state, staging.parent, staging):
-            atomic.mkdir(directory, 0o700)
-        for diff_id in jobs:
-            _drop_incomplete(repository, _layer_directory(staging, diff_id))
-        results = await import_layers(
-            image,
-            list(jobs.values()),
-            sink=_SINK,
-            sink_options={
-                "algorithm": repository.algorithm,
-                "verity": repository.secure,
-                "large": {str(size): names for size, names in large.items()},
-            },
-            staging=staging,
-            pass_directories={sink.OBJECTS: repository.path / "objects"},
-            emit=emit,
-            transaction=context.transaction,
-        )
-        emit(events.StepProgressed(context.transaction, "syncing", "Syncing layers"))
-        await trio.lowlevel.checkpoint()
-        atomic.syncfs(staging)
-        staged = {diff_id: _layer_directory(staging, diff_id) for diff_id in jobs}
-        if not repository.secure:
-            emit(
-                events.StepProgressed(
-                    context.transaction, "checking", "Reading back what was written"
-                )
-            )
-            await _read_back(repository, {staged[key]: results[key].sink for key in staged})
-        emit(events.StepProgressed(context.transaction, "publishing", "Publishing objects"))
-        for diff_id, directory in staged.items():
-            known[diff_id] = await _publish(repository, directory, results[diff_id].sink)
-            written += int(results[diff_id].sink.get("bytes_new", 0))
-    return {diff_id: known[diff_id] for diff_id in diff_ids}, written
+    staging = spool(sysroot)
+    for directory in (sysroot.state, staging.parent, staging):
+        atomic.mkdir(directory, 0o700)
+    for job in jobs:
+        _drop_incomplete(repository, _layer_directory(staging, job.diff_id))
+    large = repository.large_objects(sink.LARGE_BYTES)
+    results = await import_layers(
+        image,
+        jobs,
+        sink=_SINK,
+        sink_options={
+            "algorithm": repository.algorithm,
+            "verity": repository.secure,
+            "large": {str(size): names for size, names in large.items()},
+        },
+        staging=staging,
+        pass_directories={sink.OBJECTS: repository.path / "objects"},
+        emit=emit,
+        transaction=context.transaction,
+    )
+    for diff_id, result in results.items():
+        directory = _layer_directory(staging, diff_id)
+        layers[diff_id] = _staged_layer(repository, directory, result.sink)
+        imported._checks[directory] = int(result.sink.get("crc", 0))
+        imported.bytes_new += int(result.sink.get("bytes_new", 0))
+    repository.staged = tuple(f"{directory}/{sink.OBJECTS}" for directory in imported._checks)
+    imported.layers = {diff_id: layers[diff_id] for diff_id in diff_ids}
+    return imported
 
 
 def _layer_directory(staging: Path, diff_id: str) -> Path:
     return staging / diff_id.rpartition(":")[2]
 
 
-def _read_stream(repository: Repository, directory: Path) -> tuple[bytes, Splitstream]:
+def _read_stream(repository: Repository, directory: Path) -> Splitstream:
     path = directory / sink.STREAM
     with atomic.mapped("read", path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         with os.fdopen(descriptor, "rb") as file:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             data = file.read()
-    return data, splitstream.parse(data, repository.algorithm)
+    return splitstream.parse(data, repository.algorithm)
+
+
+def _staged_layer(repository: Repository, directory: Path, result: dict[str, Any]) -> Layer:
+    stream = _read_stream(repository, directory)
+    digest = verity.digest(stream.data, repository.algorithm)
+    if digest.hex() != result.get("stream"):
+        raise StorageError(
+            "a staged layer is damaged",
+            reference="bad-staging",
+            expected=str(result.get("stream"))[:32],
+            found=digest.hex()[:32],
+            hint=f"remove {directory} and run again",
+            catalogue="INT",
+        )
+    return Layer(digest, stream, directory)
 
 
 def _drop_incomplete(repository: Repository, directory: Path) -> None:
@@ -221,7 +286,7 @@ def _drop_incomplete(repository: Repository, directory: Path) -> None:
     if not (directory / sink.STREAM).exists():
         return
     try:
-        _, stream = _read_stream(repository, directory)
+        stream = _read_stream(repository, directory)
         objects = f"{directory}/{sink.OBJECTS}"
         whole = all(
             os.path.lexists(f"{objects}/{digest.hex()}") or _is_whole(repository, digest)
@@ -233,66 +298,29 @@ def _drop_incomplete(repository: Repository, directory: Path) -> None:
         atomic.rmtree(directory)
 
 
-async def _read_back(repository: Repository, layers: Mapping[Path, dict[str, Any]]) -> None:
-    """Compare all staged files with their notes, on the medium."""
-    limiter = trio.CapacityLimiter(min(limits.WORKERS, os.cpu_count() or 1))
-
-    problems: list[BootcError] = []
-
-    async def one(directory: Path, result: dict[str, Any]) -> None:
-        try:
-            await trio.to_thread.run_sync(
-                lambda: read_back(_noted(repository, directory, result)), limiter=limiter
-            )
-        except BootcError as problem:  # as itself, not as a member of a group
-            problems.append(problem)
-
-    async with trio.open_nursery() as nursery:
-        for directory, result in layers.items():
-            nursery.start_soon(one, directory, result)
-    if problems:
-        raise problems[0]
-
-
-def _noted(
-    repository: Repository, directory: Path, result: dict[str, Any]
-) -> Iterator[tuple[str, int, int]]:
-    with atomic.mapped("read", directory / sink.CHECKS):
-        data = (directory / sink.CHECKS).read_bytes()
-    if sink.checksum(data) != result.get("crc"):
+async def _read_back(repository: Repository, checks: Mapping[Path, int]) -> None:
+    """Compare all staged files with their notes, on the medium: in a process, since it is as much work as writing them was."""
+    request = {
+        "digest_bytes": repository.digest_bytes,
+        "layers": [
+            [f"{directory}/{sink.CHECKS}", crc, f"{directory}/{sink.OBJECTS}"]
+            for directory, crc in checks.items()
+        ],
+    }
+    done = await process.run(
+        [sys.executable, "-I", readback.__file__],
+        stdin=json.dumps(request).encode(),
+        timeout_s=limits.PHASE_TIMEOUT_S,
+        error=StorageError,
+        label="reading back",
+    )
+    answer = json.loads(done.stdout)
+    if answer["problem"]:
         raise StorageError(
             "the disk gives back something else than what was written",
             reference="read-back",
-            found=str(directory / sink.CHECKS),
+            expected=answer["expected"],
+            found=f"{answer['problem']}: {answer['path']}",
             hint="check the disk (smartctl, dmesg) before anything else; nothing was switched",
             catalogue="IO",
         )
-    objects = f"{directory}/{sink.OBJECTS}"
-    for name, size, crc in sink.check_records(data, repository.algorithm):
-        yield f"{objects}/{name}", size, crc
-
-
-async def _publish(repository: Repository, directory: Path, result: dict[str, Any]) -> Layer:
-    """Give a staged layer's objects their names. The staged splitstream stays, so that this can be repeated."""
-    data, stream = _read_stream(repository, directory)
-    objects = f"{directory}/{sink.OBJECTS}"
-    for number, name in enumerate(os.listdir(objects)):
-        if repository.digest(name) is not None:
-            path = f"{objects}/{name}"
-            repository.publish(path, name, os.lstat(path).st_size)
-        if number % _CHECKPOINT == 0:
-            await trio.lowlevel.checkpoint()
-    for digest in stream.object_refs:
-        if not _is_whole(repository, digest):
-            raise missing_object(digest)
-    digest = repository.put(data)
-    if digest.hex() != result.get("stream"):
-        raise StorageError(
-            "the disk gives back something else than what was written",
-            reference="read-back",
-            expected=str(result.get("stream"))[:32],
-            found=digest.hex()[:32],
-            hint="check the disk (smartctl, dmesg) before anything else; nothing was switched",
-            catalogue="IO",
-        )
-    return Layer(digest, stream, fresh=True)

@@ -22,7 +22,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -55,6 +55,7 @@ class Repository:
         formats: versions of EROFS images, the default one first.
         secure: fs-verity is required of every object.
         writable: False when it has features that only newer programs may write.
+        staged: directories of objects (named by digest, flat) that are about to be published, read if need be.
     """
 
     def __init__(self, path: Path, found: meta.Meta, lock: int) -> None:
@@ -64,6 +65,7 @@ class Repository:
         self.formats = found.formats
         self.secure = found.secure
         self.writable = found.writable
+        self.staged: tuple[str, ...] = ()
         self._lock = lock
         self._objects = str(path / "objects")
         self._folders: set[str] = set()
@@ -179,12 +181,17 @@ class Repository:
             StorageError: missing, or another content.
         """
         hexed = digest.hex()
-        try:
-            descriptor = os.open(self._object(hexed), _OPEN)
-        except FileNotFoundError:
-            raise missing_object(digest) from None
-        except OSError as problem:
-            raise atomic.storage_error(problem, "read", self._object(hexed)) from problem
+        descriptor = -1
+        for path in (self._object(hexed), *(f"{place}/{hexed}" for place in self.staged)):
+            try:
+                descriptor = os.open(path, _OPEN)
+            except FileNotFoundError:
+                continue
+            except OSError as problem:
+                raise atomic.storage_error(problem, "read", path) from problem
+            break
+        if descriptor < 0:
+            raise missing_object(digest)
         if self.secure:
             try:
                 measured = verity.measure(descriptor)
@@ -265,7 +272,7 @@ class Repository:
                     os.close(descriptor)
             if self.secure:
                 self._enable(temporary)
-            self.publish(temporary, hexed, len(data), replace=True)
+            self.publish(temporary, hexed, replace=True)
         finally:
             if os.path.lexists(temporary):
                 os.unlink(temporary)  # noqa: PTH108
@@ -284,7 +291,7 @@ class Repository:
         finally:
             os.close(descriptor)
 
-    def publish(self, staged: str, hexed: str, size: int, *, replace: bool = False) -> bool:
+    def publish(self, staged: str, hexed: str, *, replace: bool = False) -> bool:
         """Give a staged file its name as an object; False if the object is there already (the file stays).
 
         An object of that name but another size is damaged, and replaced; with ``replace``, any object is.
@@ -297,7 +304,7 @@ class Repository:
         if atomic.rename_new(staged, target):
             return True
         with atomic.mapped("look at", target):
-            damaged = os.lstat(target).st_size != size
+            damaged = os.lstat(target).st_size != os.lstat(staged).st_size
         if damaged or replace:
             atomic.rename(staged, target)
         return damaged or replace
@@ -424,6 +431,13 @@ class Repository:
             )
 
 
+def _staged_size(staged: Path, digest: bytes) -> int | None:
+    try:
+        return os.lstat(f"{staged}/objects/{digest.hex()}").st_size
+    except FileNotFoundError:
+        return None
+
+
 def missing_object(digest: bytes) -> StorageError:
     """The error for an object that should be there."""
     return StorageError(
@@ -507,56 +521,16 @@ def _check_owner(path: Path) -> None:
             )
 
 
-def read_back(records: Iterable[tuple[str, int, int]]) -> None:
-    """Compare files with what was written to them, as the medium gives it back: path, size, CRC-32.
-
-    The files must have been synced. Pages are dropped first, so that the bytes come from the medium. A path that is gone is
-    skipped: an earlier run read it back and gave it its name.
-
-    Raises:
-        StorageError: ``read-back``: the medium gives something else.
-    """
-    try:
-        from isal.isal_zlib import crc32
-    except ImportError:
-        from zlib import crc32
-    buffer = bytearray(limits.MIB)
-    view = memoryview(buffer)
-    for path, size, wanted in records:
-        try:
-            descriptor = os.open(path, _OPEN)
-        except FileNotFoundError:
-            continue
-        except OSError as problem:
-            raise atomic.storage_error(problem, "read back", path) from problem
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            crc = total = 0
-            while count := os.readv(descriptor, [buffer]):
-                crc = crc32(view[:count], crc)
-                total += count
-        except OSError as problem:
-            raise atomic.storage_error(problem, "read back", path) from problem
-        finally:
-            os.close(descriptor)
-        if total != size or crc != wanted:
-            raise StorageError(
-                "the disk gives back something else than what was written",
-                reference="read-back",
-                expected=f"{size} bytes with checksum {wanted:08x}",
-                found=f"{total} bytes with checksum {crc:08x} in {path}",
-                hint="check the disk (smartctl, dmesg) before anything else; nothing was switched",
-                catalogue="IO",
-            )
-
-
-def layer_entries(repository: Repository, stream: Splitstream, what: str) -> Iterator[Merged]:
+def layer_entries(
+    repository: Repository, stream: Splitstream, what: str, staged: Path | None = None
+) -> Iterator[Merged]:
     """The members of a layer, from its splitstream: what the merge of layers takes (see ``bootc_core.oci.tar``).
 
     Args:
         repository: where the objects are; their sizes are compared with the headers.
         stream: the layer's.
         what: names the layer in errors.
+        staged: the layer's staging directory, if its objects may still be there.
 
     Raises:
         ContentError: the layer is damaged.
@@ -574,7 +548,9 @@ def layer_entries(repository: Repository, stream: Splitstream, what: str) -> Ite
             reference = references[chunk]
             if reference is None:
                 digest = stream.object_refs[chunk]
-                size = repository.size(digest)
+                size = _staged_size(staged, digest) if staged else None
+                if size is None:
+                    size = repository.size(digest)
                 if size is None:
                     raise missing_object(digest)
                 reference = references[chunk] = (digest, size)

@@ -56,27 +56,8 @@ __all__ = [
     "OBJECTS",
     "STREAM",
     "ObjectSink",
-    "check_records",
     "checksum",
 ]
-
-
-def check_records(data: bytes, algorithm: str) -> list[tuple[str, int, int]]:
-    """The records of a ``checks`` file: name in hex, size, CRC-32.
-
-    Raises:
-        ContentError: the file is damaged.
-    """
-    width = splitstream.DIGEST_BYTES[algorithm]
-    step = width + _tail.size
-    if len(data) % step:
-        raise ContentError(
-            "the notes of a staged layer are damaged", reference="bad-staging", catalogue="INT"
-        )
-    return [
-        (data[place : place + width].hex(), *_tail.unpack_from(data, place + width))
-        for place in range(0, len(data), step)
-    ]
 
 
 class ObjectSink:

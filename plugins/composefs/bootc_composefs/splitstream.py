@@ -291,6 +291,7 @@ class Splitstream:
     """A splitstream that was read: tables at once, named references and chunks when asked for.
 
     Attributes:
+        data: the file.
         algorithm: ``sha256`` or ``sha512``.
         content_type: eight bytes, NUL bytes stripped.
         size: bytes of the stream when put together, as the file claims.
@@ -303,6 +304,7 @@ class Splitstream:
         "_stream",
         "algorithm",
         "content_type",
+        "data",
         "object_refs",
         "size",
         "stream_refs",
@@ -329,6 +331,7 @@ class Splitstream:
             raise _bad(f"version {version}, hash algorithm {number}, block size 2^{block}")
         if end > len(view) or end < start or end - start < _INFO:
             raise _bad("the info section is out of bounds")
+        self.data = bytes(data)
         self._data = view
         self.algorithm = ALGORITHMS[number]
         fields = _info.unpack_from(view, start)

@@ -9,8 +9,9 @@ import tarfile
 from zlib import crc32
 
 import pytest
-from bootc_composefs.repository import Repository, layer_entries, read_back
-from bootc_composefs.sink import ObjectSink, check_records
+from bootc_composefs import readback
+from bootc_composefs.repository import Repository, layer_entries
+from bootc_composefs.sink import ObjectSink
 from bootc_composefs.splitstream import parse
 
 from bootc_core.errors import StorageError
@@ -108,23 +109,40 @@ def test_small_files_stay_inline_and_larger_ones_become_objects(tmp_path):
 def test_every_object_has_a_note_for_reading_back(tmp_path):
     layer = Layer(tmp_path / "layer", archive(FILES))
     raw = (layer.path / "checks").read_bytes()
-    records = check_records(raw, "sha512")
+    records = list(readback.notes(raw, 64))
     assert sorted(records) == sorted(
         (key, len(data), crc32(data)) for key, data in layer.objects.items()
     )
     assert layer.result["crc"] == crc32(raw)
-    paths = [(str(layer.path / "objects" / key), size, crc) for key, size, crc in records]
+
+
+def read_back(layer, **changes):
+    request = {
+        "digest_bytes": 64,
+        "layers": [[str(layer.path / "checks"), layer.result["crc"], str(layer.path / "objects")]],
+    }
+    return readback.run({**request, **changes})
+
+
+def test_what_the_medium_gives_back_is_compared(tmp_path):
+    layer = Layer(
+        tmp_path / "layer", archive(FILES | {f"f{n}": bytes([n]) * (100 + n) for n in range(200)})
+    )
     os.sync()
-    read_back([*paths, ("/nonexistent/gone", 1, 1)])
+    assert read_back(layer) == {"problem": None}
     victim = layer.path / "objects" / name(FILES["big"])
-    with victim.open("r+b") as file:
-        file.seek(5000)
-        file.write(b"!")
-        os.fsync(file.fileno())
-    with pytest.raises(StorageError) as caught:
-        read_back(paths)
-    assert caught.value.reference == "read-back"
-    assert caught.value.catalogue == "IO"
+    for data in (FILES["big"][:-1], FILES["big"] + b"x", b"", b"!" + FILES["big"][1:]):
+        victim.write_bytes(data)
+        answer = read_back(layer)
+        assert answer["path"] == str(victim)
+        assert answer["problem"].startswith(f"{min(len(data), len(FILES['big']) + 1)} bytes")
+        assert answer["expected"].startswith(f"{len(FILES['big'])} bytes")
+    victim.unlink()  # published by an earlier run
+    assert read_back(layer) == {"problem": None}
+    (layer.path / "checks").write_bytes(b"")
+    assert "checksum" in read_back(layer)["problem"]
+    (layer.path / "checks").unlink()
+    assert read_back(layer)["problem"] == "No such file or directory"
 
 
 def test_modes_do_not_depend_on_the_umask(tmp_path):
@@ -170,7 +188,7 @@ def test_a_large_file_that_differs_from_its_candidate_late_is_whole(tmp_path, re
     layer = Layer(tmp_path / "layer", archive({"big": FILES["big"]}), **options)
     os.close(options["objects"])
     assert layer.objects == {name(FILES["big"]): FILES["big"]}
-    assert check_records((layer.path / "checks").read_bytes(), "sha512") == [
+    assert list(readback.notes((layer.path / "checks").read_bytes(), 64)) == [
         (name(FILES["big"]), len(changed), crc32(FILES["big"]))
     ]
 

@@ -1,0 +1,185 @@
+"""What an image comes to, computed from its layers: tree, kernel, command line, EROFS images. Nothing is written here.
+
+    layers ─▶ merged tree ─▶ kernel, kargs.d, os-release
+                   └▶ plain tree ─▶ plain image;  └▶ bootable tree ─▶ bootable image, whose digest names the deployment
+
+This is the long computation of a stage; it runs in a thread while the layers' objects are synced and read back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from bootc_composefs.contents import Contents, image_subtree
+from bootc_composefs.erofs import write_image
+from bootc_composefs.layers import Layer
+from bootc_composefs.repository import Repository, layer_entries
+from bootc_composefs.state import Slot
+from bootc_composefs.transform import boot_transform, oci_transform
+from bootc_core import limits, paths
+from bootc_core.boot import kargs_d, os_release
+from bootc_core.boot.kernel import Kernel, find_kernel
+from bootc_core.fs import atomic, verity
+from bootc_core.models.kargs import CommandLine, merge_image_change
+from bootc_core.oci.layers import LayerTree
+from bootc_core.oci.tree import Node, resolve
+
+KERNEL: Final = "vmlinuz"  # names on the boot partition
+INITRD: Final = "initrd"
+
+
+@dataclass(frozen=True, slots=True)
+class BootBinary:
+    """A file for the boot partition: its name there, its content, and that one's SHA-256 (hex)."""
+
+    name: str
+    node: Node
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """An image, ready to be written.
+
+    Attributes:
+        root: the bootable tree.
+        deployment_id: hex digest of the bootable image in the repository's default format.
+        plain, bootable: EROFS images by format.
+        kernel: release of the kernel.
+        binaries: kernel, and initrd if there is one.
+        boot_digest: hex SHA-256 over their contents.
+        options: the kernel command line.
+        identity: of the operating system.
+    """
+
+    root: Node
+    deployment_id: str
+    plain: dict[int, bytes]
+    bootable: dict[int, bytes]
+    kernel: str
+    binaries: tuple[BootBinary, ...]
+    boot_digest: str
+    options: str
+    identity: os_release.OsRelease
+
+
+def compose(
+    repository: Repository, layers: Sequence[tuple[str, Layer]], current: Slot | None
+) -> Composed:
+    """Compute everything about an image.
+
+    Args:
+        repository: has the layers' objects, or they are staged for it.
+        layers: diffID and layer, lowest first.
+        current: the deployment whose command line is followed; None for a first one.
+
+    Raises:
+        ContentError: the image is damaged, hostile, or cannot be booted.
+        StorageError: an object is missing or damaged.
+        BootError: the command line is too long.
+    """
+    contents = Contents(repository)
+    tree = LayerTree()
+    for number, (diff_id, layer) in enumerate(layers, 1):
+        what = f"layer {number} ({diff_id[:19]}…)"
+        tree.apply(layer_entries(repository, layer.stream, what, layer.staged), what)
+    root = tree.root
+    kernel = find_kernel(root)
+    line = _command_line(repository, root, contents, current)
+    identity = os_release.parse(_os_release(root, contents))
+    binaries, boot_digest = _binaries(repository, kernel)
+    oci_transform(root)
+    plain = _images(repository, root)
+    boot_transform(root, contents.read)
+    bootable = _images(repository, root)
+    deployment_id = verity.digest(bootable[repository.formats[0]], repository.algorithm).hex()
+    line = line.with_composefs(deployment_id, optional=not repository.secure).checked()
+    return Composed(
+        root,
+        deployment_id,
+        plain,
+        bootable,
+        kernel.version,
+        binaries,
+        boot_digest,
+        str(line),
+        identity,
+    )
+
+
+def _images(repository: Repository, root: Node) -> dict[int, bytes]:
+    return {
+        version: write_image(root, version=version, algorithm=repository.algorithm)
+        for version in repository.formats
+    }
+
+
+def _os_release(root: Node, contents: Contents) -> bytes:
+    for path in (paths.OS_RELEASE, "etc/os-release"):
+        node = resolve(root, path.encode())
+        if node is not None and stat.S_ISREG(node.mode) and node.size <= limits.SETTINGS_FILE_BYTES:
+            return contents.read(node)
+    return b""
+
+
+def _command_line(
+    repository: Repository, root: Node, contents: Contents, current: Slot | None
+) -> CommandLine:
+    """The new command line, ``composefs=`` still the old one: present arguments with the change between both images' kargs.d."""
+    new = CommandLine.parse(" ".join(kargs_d.read_tree(root, contents.read)))
+    if current is None:
+        return new.checked()
+    options = CommandLine.parse(
+        " ".join(current.entry.all("options")), f"the boot entry {current.entry.file}"
+    )
+    old = CommandLine()
+    subtree = image_subtree(repository, current.deployment_id, paths.KARGS_D)
+    if subtree is not None:
+        old = CommandLine.parse(
+            " ".join(kargs_d.read_tree(_rooted(subtree, paths.KARGS_D), contents.read))
+        )
+    return merge_image_change(options, old, new)
+
+
+def _rooted(node: Node, path: str) -> Node:
+    """A tree with nothing but ``node`` at ``path``."""
+    for name in reversed(path.encode().split(b"/")):
+        parent = Node(stat.S_IFDIR | 0o755)
+        if parent.children is not None:
+            parent.children[name] = node
+        node = parent
+    return node
+
+
+def _binaries(repository: Repository, kernel: Kernel) -> tuple[tuple[BootBinary, ...], str]:
+    """Kernel and initrd, hashed alone and together, each checked against its name on the way."""
+    overall = hashlib.sha256()
+    found = []
+    for name, node in ((KERNEL, kernel.vmlinuz), (INITRD, kernel.initrd)):
+        if node is None:
+            continue
+        own = hashlib.sha256()
+        if node.object is None:
+            own.update(node.inline or b"")
+            overall.update(node.inline or b"")
+        else:
+            check = verity.Hasher(repository.algorithm)
+            descriptor = repository.open_object(node.object)
+            try:
+                with atomic.mapped("read", repository.object_path(node.object)):
+                    while piece := os.read(descriptor, limits.MIB):
+                        own.update(piece)
+                        overall.update(piece)
+                        if not repository.secure:
+                            check.update(piece)
+            finally:
+                os.close(descriptor)
+            if not repository.secure and check.digest() != node.object:
+                repository.read(node.object)  # raises with the details
+        found.append(BootBinary(name, node, own.hexdigest()))
+    return tuple(found), overall.hexdigest()

@@ -1,0 +1,179 @@
+"""A deployment's directory ``state/deploy/ID``: made complete under another name, and its ``/etc`` merged.
+
+    etc     populated from the image; at finalize, the merge of the present one's changes
+    var     link to the shared one, which the first deployment populates
+    ID.origin
+
+As an ordinary user, what cannot be set is recorded in ``bootc/owners.json``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bootc_composefs import state
+from bootc_composefs.contents import Contents, image_subtree
+from bootc_composefs.repository import Repository
+from bootc_core.errors import StorageError
+from bootc_core.fs import atomic, etc_merge
+from bootc_core.fs.owners import OwnerStore, OwnerView
+from bootc_core.oci.tree import Node, lookup
+
+if TYPE_CHECKING:
+    from bootc_composefs.state import Slot
+    from bootc_core.models.sysroot import Sysroot
+
+ETC: Final = "etc"
+_VAR_LINK: Final = "../../os/default/var"
+
+
+def load_owners(sysroot: Sysroot) -> OwnerStore:
+    """What an ordinary user's sysroot records; empty for root's.
+
+    Raises:
+        StorageError: the record is damaged.
+    """
+    return OwnerStore.load(sysroot.state / "owners.json")
+
+
+def _below(owners: OwnerStore, sysroot: Sysroot, path: str) -> OwnerView | None:
+    """Where owners of ``path`` are recorded; None where the file system has them."""
+    return owners.below(path.encode()) if sysroot.unprivileged else None
+
+
+@contextmanager
+def built_state(
+    sysroot: Sysroot, deployment_id: str, root: Node, contents: Contents, origin: bytes
+) -> Iterator[tuple[OwnerStore, list[tuple[Path, Path]]]]:
+    """The deployment's directory, and ``/var`` of the first one, at temporary names: owners, and renames to be done.
+
+    What was not renamed when the block ends is removed again.
+    """
+    deploy, var = sysroot.path / state.DEPLOY, sysroot.path / state.VAR
+    for directory in (sysroot.path / "state", deploy, *reversed(var.parents[:2])):
+        atomic.mkdir(directory)
+    atomic.mkdir(sysroot.state, 0o700)
+    owners = load_owners(sysroot)
+    renames: list[tuple[Path, Path]] = []
+    try:
+        place = deploy / f"{state.TEMPORARY}{os.urandom(8).hex()}"
+        renames.append((place, deploy / deployment_id))
+        atomic.mkdir(place, 0o755, exist_ok=False)
+        etc_path = f"{state.DEPLOY}/{deployment_id}/{ETC}"
+        etc_merge.populate(
+            place / ETC,
+            lookup(root, ETC.encode()),
+            contents.open,
+            _below(owners, sysroot, etc_path),
+        )
+        atomic.symlink(_VAR_LINK, place / "var")
+        atomic.write_file(place / f"{deployment_id}.origin", origin, sync=False)
+        if not var.exists():
+            temporary = var.with_name(f"{state.TEMPORARY}{os.urandom(8).hex()}")
+            renames.append((temporary, var))
+            tree = lookup(root, b"var")
+            etc_merge.populate(
+                temporary,
+                tree if tree is not None and tree.is_dir else None,
+                contents.open,
+                _below(owners, sysroot, state.VAR),
+                exclude=(),
+            )
+        yield owners, renames
+    finally:
+        for source, _ in renames:
+            if os.path.lexists(source):  # exists() follows links
+                atomic.rmtree(source)
+
+
+def merge_plan(
+    repository: Repository,
+    sysroot: Sysroot,
+    contents: Contents,
+    current: Slot | None,
+    etc: Node | None,
+) -> etc_merge.MergePlan:
+    """How local changes fit the ``/etc`` of a new image; nothing is changed.
+
+    Args:
+        repository: has the images.
+        sysroot: has the deployments.
+        contents: of files.
+        current: the deployment whose changes count; None: there are none.
+        etc: the new image's.
+
+    Raises:
+        StorageError: something is missing or damaged.
+    """
+    if current is None:
+        return etc_merge.MergePlan()
+    pristine, now = _local_etc(repository, sysroot, contents, current, load_owners(sysroot))
+    return etc_merge.plan(pristine, now, etc_merge.scan_tree(etc, contents.open))
+
+
+def _local_etc(
+    repository: Repository, sysroot: Sysroot, contents: Contents, current: Slot, owners: OwnerStore
+) -> tuple[etc_merge.ImageTree, etc_merge.DiskTree]:
+    """``/etc`` of the deployment that counts: as its image has it, and as it is."""
+    path = f"{state.DEPLOY}/{current.deployment_id}/{ETC}"
+    directory = sysroot.path / path
+    if not directory.is_dir():
+        raise StorageError(
+            f"deployment {current.deployment_id[:12]} has no etc",
+            reference="bad-deployment",
+            expected=str(directory),
+            hint="restore it from a copy, or make an empty directory to go on without local changes",
+            catalogue="STATE",
+        )
+    pristine = etc_merge.scan_tree(
+        image_subtree(repository, current.deployment_id, ETC), contents.open
+    )
+    return pristine, etc_merge.scan_directory(directory, _below(owners, sysroot, path))
+
+
+def merge_etc(
+    repository: Repository, sysroot: Sysroot, deployment_id: str, current: Slot
+) -> tuple[bytes, ...]:
+    """Replace ``etc`` of a deployment by its image's with the present one's changes; what was left out (special files).
+
+    It starts from the image, so that a repetition gives the same.
+
+    Raises:
+        StorageError: conflicts, or the file system fails.
+    """
+    contents = Contents(repository)
+    owners = load_owners(sysroot)
+    pristine, now = _local_etc(repository, sysroot, contents, current, owners)
+    new = etc_merge.scan_tree(image_subtree(repository, deployment_id, ETC), contents.open)
+    plan = etc_merge.plan(pristine, now, new)
+    plan.check()
+    directory = sysroot.path / state.DEPLOY / deployment_id
+    etc = directory / ETC
+    drop_temporary(directory)
+    temporary = directory / f"{state.TEMPORARY}{os.urandom(8).hex()}"
+    path = f"{state.DEPLOY}/{deployment_id}/{ETC}"
+    try:
+        etc_merge.build_merged(temporary, now, new, plan, _below(owners, sysroot, path))
+        atomic.syncfs(temporary)
+        owners.save()
+        atomic.rmtree(etc)
+        atomic.rename(temporary, etc)
+    finally:
+        if temporary.exists():
+            atomic.rmtree(temporary)
+    atomic.fsync(directory)
+    return plan.skipped
+
+
+def drop_temporary(directory: Path) -> None:
+    """Remove what interrupted runs left in a directory."""
+    try:
+        names = [name for name in os.listdir(directory) if name.startswith(state.TEMPORARY)]
+    except FileNotFoundError:
+        return
+    for name in names:
+        atomic.rmtree(directory / name)
