@@ -273,6 +273,31 @@ def measure(command: Sequence[str], disk: Disk, errors: Path) -> Run:
     )
 
 
+def descendants(root: int) -> list[int]:
+    """A process and all that descend from it, whatever sessions they made for themselves."""
+    children: dict[int, list[int]] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            about = Path(f"/proc/{name}/stat").read_text()
+        except OSError:
+            continue  # it has just ended
+        children.setdefault(int(about.rpartition(")")[2].split()[1]), []).append(int(name))
+    found = [root]
+    for pid in found:
+        found += children.get(pid, ())
+    return found
+
+
+def proportional_kb(pid: int) -> int:
+    """The proportional set size of a process; 0 when it has just ended."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
 def peak_memory(command: Sequence[str]) -> tuple[float, int]:
     """Megabytes of PSS of the process tree at its peak, and how many processes it had then."""
     process = subprocess.Popen(
@@ -280,29 +305,15 @@ def peak_memory(command: Sequence[str]) -> tuple[float, int]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
     )
     peak, count, ended = 0, 0, threading.Event()
 
     def sample() -> None:
         nonlocal peak, count
         while not ended.wait(SAMPLE_S):
-            total = members = 0
-            for entry in os.scandir("/proc"):
-                if not entry.name.isdigit():
-                    continue
-                try:
-                    fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
-                    if int(fields[3]) != process.pid:  # the session
-                        continue
-                    rollup = Path(entry.path, "smaps_rollup").read_text()
-                except (OSError, IndexError):
-                    continue
-                if found := re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE):
-                    total += int(found[1])
-                    members += 1
-            if total > peak:
-                peak, count = total, members
+            sizes = [size for pid in descendants(process.pid) if (size := proportional_kb(pid))]
+            if sum(sizes) > peak:
+                peak, count = sum(sizes), len(sizes)
 
     watcher = threading.Thread(target=sample)
     watcher.start()
