@@ -69,6 +69,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+class _TooDeepError(ValueError):
+    """A bound was hit, which is another class of error than damage."""
+
+
 def _check_depth(data: bytes) -> None:
     """Bound the nesting before a recursive parser sees the text (brackets inside strings do not count)."""
     depth, in_string, escaped = 0, False, False
@@ -85,7 +89,7 @@ def _check_depth(data: bytes) -> None:
         elif byte in b"[{":
             depth += 1
             if depth > limits.JSON_DEPTH:
-                raise ValueError(f"nested deeper than {limits.JSON_DEPTH} levels")
+                raise _TooDeepError(f"nested deeper than {limits.JSON_DEPTH} levels")
         elif byte in b"]}":
             depth -= 1
 
@@ -121,11 +125,12 @@ def parse_json(
                 "utf-8"
             )  # an unpaired surrogate fails here
     except (ValueError, RecursionError) as problem:
+        deep = isinstance(problem, _TooDeepError | RecursionError)
         raise error(
             f"{what} is not valid JSON",
             reference="bad-json",
             found=printable(str(problem)),
-            catalogue=catalogue,
+            catalogue="LIM" if deep and catalogue == "INT" else catalogue,
         ) from None
     return value
 
@@ -157,5 +162,5 @@ def validate(
             f"{what}: {printable(path)} is wrong",
             reference="bad-document",
             found=printable(first["msg"]) + more,
-            catalogue=catalogue,
+            catalogue="LIM" if first["type"] == "too_long" and catalogue == "INT" else catalogue,
         ) from None

@@ -27,7 +27,7 @@ class HttpSource:
     """
 
     url: str
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # may hold a token
     ca_file: str | None = None  # PEM, in addition to the system's
     client_cert: str | None = None
     client_key: str | None = None

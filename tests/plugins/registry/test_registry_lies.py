@@ -254,7 +254,7 @@ BAD = [
         manifest(b'{"a":' + b"[" * 100_000),
         ContentError,
         "bad-json",
-        "INT",
+        "LIM",
         "nested deeper than 64 levels",
     ),
     (
@@ -352,7 +352,7 @@ BAD = [
         index(*[GOOD.descriptor()] * 1001),
         ContentError,
         "bad-document",
-        "INT",
+        "LIM",
         "at most 1000 items",
     ),
     (
@@ -407,7 +407,7 @@ BAD = [
         of_image(make_image(layers=(small_layer(),) * 501)),
         ContentError,
         "bad-document",
-        "INT",
+        "LIM",
         "at most 500 items",
     ),
     (
