@@ -1,1 +1,1 @@
-"""composefs plugin."""
+"""The composefs storage backend: repository, images, deployments."""
