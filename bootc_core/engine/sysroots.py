@@ -107,6 +107,12 @@ def create_storage(
             catalogue="STATE",
         )
     chosen = plugins.backend(backend or config.backend)
-    # a backend that switches by itself, as libostree does, works with one bootloader only
-    name = chosen.offer.bootloader(sysroot) or bootloader or config.bootloader
+    only = chosen.offer.only_bootloader
+    if only is not None and bootloader not in {None, only}:
+        raise UsageError(
+            f"storage backend {chosen.offer.name} works with the bootloader {only} only",
+            found=printable(bootloader or ""),
+            hint="leave --bootloader out",
+        )
+    name = only or bootloader or config.bootloader
     return Storage(sysroot, chosen, plugins.bootloader(name))

@@ -37,6 +37,7 @@ class BackendOffer:
             where there is one), or None: what ``--check`` compares.
         bootloader: the bootloader recorded with the deployments, or None.
         manifest: the raw manifest of a deployed image by its digest, or None: for the difference of layers.
+        only_bootloader: the one bootloader that a backend works with which makes its boot entries effective itself.
     """
 
     name: str
@@ -45,6 +46,7 @@ class BackendOffer:
     tracked: Callable[[Sysroot, ImageReference], str | None]
     bootloader: Callable[[Sysroot], str | None]
     manifest: Callable[[Sysroot, str], bytes | None]
+    only_bootloader: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

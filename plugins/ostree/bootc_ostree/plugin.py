@@ -45,8 +45,7 @@ def _manifest(sysroot: Sysroot, digest: str) -> bytes | None:
 
 
 def _bootloader(sysroot: Sysroot) -> str | None:
-    del sysroot
-    return "none"  # libostree writes the entries; nothing else may
+    return "none" if _claims(sysroot) else None  # libostree writes the entries; nothing else may
 
 
 def _read_entries(sysroot: Sysroot, warn: Callable[[str], None]) -> Sequence[PresentEntry]:
@@ -62,7 +61,17 @@ def _preflight(sysroot: Sysroot, plan: BootPlan) -> None:
 @hookimpl
 def bootc_register_backends() -> Sequence[BackendOffer]:
     """The backend ``ostree``."""
-    return [BackendOffer("ostree", _claims, _read_host, _tracked, _bootloader, _manifest)]
+    return [
+        BackendOffer(
+            "ostree",
+            _claims,
+            _read_host,
+            _tracked,
+            _bootloader,
+            _manifest,
+            only_bootloader="none",
+        )
+    ]
 
 
 @hookimpl
