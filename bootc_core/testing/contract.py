@@ -459,7 +459,7 @@ class StorageContract:
         new: tuple[str | None, str | None],
     ) -> None:
         """Kill ``action`` before each durable step; afterwards and after a repetition all is well."""
-        before = system.snapshot()
+        before, ids = system.snapshot(), system.booting()
         total = len(system.steps(action))
         boots(system, *new)
         assert total > 0, "no durable step at all"
@@ -473,8 +473,8 @@ class StorageContract:
             assert first in {old[0], new[0]}, f"{where}: {first}"
             self.check_first(system, where)
             if first == old[0]:
-                kept = {_version(slot) for slot in _slots(system)}
-                assert old[1] in {None, *kept}, f"{where}: {old[1]} is gone before the switch"
+                gone = set(ids) - set(system.booting())
+                assert not gone, f"{where}: {gone} left the menu before the switch"
             action(system)
             where = f"{where}, repeated"
             boots(system, *new, where)
@@ -523,7 +523,7 @@ class StorageContract:
 
     def check_entry(self, system: System, entry: PresentEntry, where: str) -> None:
         """The entry is ours, and its kernel and initrd are there and are the image's."""
-        assert bls.deployment_of(entry), f"{where}: an entry without deployment: {entry.file}"
+        assert system.deployment_of(entry), f"{where}: an entry without deployment: {entry.file}"
         for key, content in _FILES.items():
             assert entry.get(key), f"{where}: {entry.file} has no {key}"
             for value in entry.all(key):
@@ -599,10 +599,6 @@ def _size(system: System) -> int:
 def _slots(system: System) -> list[Deployment]:
     host = system.status()
     return [slot for slot in (host.booted, host.rollback, *host.other) if slot]
-
-
-def _version(slot: Deployment) -> str | None:
-    return slot.image.version if slot.image else None
 
 
 def _names(system: System) -> list[str]:

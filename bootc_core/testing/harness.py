@@ -76,6 +76,8 @@ class System:
         calls: what the fakes were asked to do, in order: (hook, phase).
         events: what the engine reported, in order, of all runs.
         sysroot: the sysroot, in ``path/sysroot``.
+
+    ``deployment_of`` is for backends whose boot entries name deployments in a way of their own.
     """
 
     def __init__(
@@ -88,8 +90,10 @@ class System:
         bootloader: object | None = None,
         plugins: Mapping[str, object] | None = None,
         virtual_time: bool = True,
+        deployment_of: Callable[[Sysroot, PresentEntry], str | None] | None = None,
     ) -> None:
         self.path = path
+        self._deployment_of = deployment_of
         self.virtual_time = virtual_time
         self.calls: list[tuple[str, str]] = []
         self.events: list[Event] = []
@@ -103,13 +107,17 @@ class System:
             "backend": self.backend,
             "bootloader": self.bootloader,
         }
+        if self.bootloader is self.backend:  # one plugin in both roles
+            del roles["bootloader"]
         for plugin in roles.values():
             if hasattr(plugin, "calls"):
                 plugin.calls = self.calls
         self.plugins = load_plugins({**roles, **(plugins or {})})
         self.config = Config(
             backend=self._offered(self.plugins.backends, "backend"),
-            bootloader=self._offered(self.plugins.bootloaders, "bootloader"),
+            bootloader=self._offered(
+                self.plugins.bootloaders, "bootloader" if "bootloader" in roles else "backend"
+            ),
         )
         config_root = path / "config"
         config_root.mkdir(parents=True, exist_ok=True)
@@ -250,7 +258,13 @@ class System:
 
     def booting(self) -> list[str]:
         """The deployments on the boot menu, first boots next."""
-        return [name for entry in self.entries() if (name := bls.deployment_of(entry))]
+        return [name for entry in self.entries() if (name := self.deployment_of(entry))]
+
+    def deployment_of(self, entry: PresentEntry) -> str | None:
+        """The deployment that the entry boots, or None: it is somebody else's."""
+        if self._deployment_of is not None:
+            return self._deployment_of(self.sysroot, entry)
+        return bls.deployment_of(entry)
 
     def versions(self) -> tuple[str | None, str | None]:
         """Versions of what boots next and of what rollback returns to."""
@@ -322,8 +336,16 @@ class System:
 
     def restore(self, snapshot: Path) -> None:
         """Put the sysroot back as it was (same path, since records hold absolute ones)."""
-        shutil.rmtree(self.sysroot.path)
+        remove_tree(self.sysroot.path)
         process.run_blocking(["cp", "-a", str(snapshot), str(self.sysroot.path)], timeout_s=300)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a sysroot, immutable directories (libostree sets that attribute) included."""
+    run = process.run_blocking
+    if shutil.which("chattr"):  # fails where the file system has no attributes, and then needs none
+        run(["chattr", "-R", "-f", "-i", str(path)], timeout_s=60, check=False)
+    run(["rm", "-rf", str(path)], timeout_s=60)
 
 
 def _mode(host: HostStatus) -> SignatureMode | None:
