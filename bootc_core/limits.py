@@ -65,7 +65,9 @@ CONNECT_TIMEOUT_S: Final = 30.0
 READ_TIMEOUT_S: Final = 60.0  # silence on a connection
 SLOW_BYTES_PER_S: Final = 1 * KIB  # a connection below this ...
 SLOW_WINDOW_S: Final = 30.0  # ... for so long is given up (a server may drip forever)
-RETRIES: Final = 5  # of an idempotent request
+RETRIES: Final = 8  # of an idempotent request: a registry that fails one in four gets through
+RETRY_WAIT_GROWN_S: Final = 8.0  # waits do not grow beyond it by themselves
+RETRY_WAIT_S: Final = 0.5  # before the second attempt in a row that brought nothing; doubles
 RETRY_WAIT_MAX_S: Final = 60.0  # also caps Retry-After
 
 # Workers
@@ -76,7 +78,7 @@ WORKER_MEMORY_BYTES: Final = 1 * GIB  # address space above this ends a worker
 WORKER_CPU_S: Final = 3600  # of processor time for one process; the largest layer allowed takes minutes
 WORKER_SILENCE_S: Final = 900.0  # without a sign of life; longer than all of an HTTP request's retries
 RESUMES: Final = 100  # of one blob's download after breaks, however much each brought
-SPOOL_LAYER_BYTES: Final = 32 * MIB  # larger layers are kept while they arrive, so that a pull resumes at the byte
+SPOOL_LAYER_BYTES: Final = CHUNK_BYTES  # larger layers are kept while they arrive, so that a pull resumes at the byte
 
 # Phases, hooks
 PHASE_TIMEOUT_S: Final = 6 * 3600.0  # a slow line may take hours

@@ -19,6 +19,7 @@ question above; without it the answer is no.
 from __future__ import annotations
 
 import array
+import fcntl
 import importlib.util
 import json
 import os
@@ -29,10 +30,10 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 import trio
 
@@ -42,6 +43,7 @@ from bootc_core.fs import atomic
 from bootc_core.models.events import BlobCompleted, BlobProgressed, Event
 from bootc_core.models.image import BlobSource, FetchedImage, FileSource, HttpSource, PipeSource
 from bootc_core.models.oci import Descriptor
+from bootc_core.net import budget
 from bootc_core.oci.worker import SPOOL
 
 Emit: TypeAlias = Callable[[Event], None]
@@ -201,6 +203,7 @@ class _Run:
         self.image, self.sink, self.options, self.staging = image, sink, options, staging
         self.emit, self.transaction = emit, transaction
         self.results: dict[str, LayerResult] = {}
+        self.limits = budget.CURRENT.get()
         self.boot = _BOOT_ID.read_text().strip()
         self.path = _home_of(sink)
         self.numbers = {
@@ -210,7 +213,8 @@ class _Run:
 
     async def serve(self, queue: deque[LayerJob], directories: dict[str, int]) -> None:
         """One worker process, as long as there are jobs."""
-        async with _worker(directories) as worker:
+        inherited = [*directories.values(), *([self.limits.descriptor] if self.limits else [])]
+        async with _worker(inherited) as worker:
             while queue:
                 job = queue.popleft()
                 self._finish(job, await self.layer(worker, job, directories))
@@ -252,6 +256,9 @@ class _Run:
             "staging": directories[""],
             "sink": self.sink,
             "path": self.path,
+            "spool_bytes": limits.SPOOL_LAYER_BYTES,
+            "retry_wait_s": limits.RETRY_WAIT_S,
+            "limits": self.limits.to_json() if self.limits else None,
             "options": {**self.options, **{name: fd for name, fd in directories.items() if name}},
         }
         finished = _read_done(place / DONE, job, self.sink)
@@ -332,7 +339,11 @@ class _Run:
 
 
 def _wait_s(failures: int, told: float | None) -> float:
-    wait = 0.25 * 2**failures * (0.75 + os.urandom(1)[0] / 512) if told is None else told
+    wait = (
+        limits.RETRY_WAIT_S * 2 ** (failures - 1) * (0.75 + os.urandom(1)[0] / 512)
+        if told is None
+        else told
+    )
     return min(wait, limits.RETRY_WAIT_MAX_S)
 
 
@@ -385,9 +396,9 @@ def _clear(place: Path) -> None:
 
 
 @asynccontextmanager
-async def _worker(directories: dict[str, int]) -> AsyncIterator[_Worker]:
+async def _worker(inherited: Sequence[int]) -> AsyncIterator[_Worker]:
     """A worker process; gone when the context is left, however it is left."""
-    worker = _Worker(directories)
+    worker = _Worker(inherited)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(worker.read_stderr)
@@ -401,7 +412,7 @@ async def _worker(directories: dict[str, int]) -> AsyncIterator[_Worker]:
 class _Worker:
     """The parent's side of `bootc_core.oci.worker`; one job at a time."""
 
-    def __init__(self, directories: dict[str, int]) -> None:
+    def __init__(self, inherited: Sequence[int]) -> None:
         jobs, theirs = socket.socketpair()
         answers, answers_end = os.pipe()
         talk, talk_end = os.pipe()
@@ -414,7 +425,7 @@ class _Worker:
                 stdin=theirs.fileno(),
                 stdout=answers_end,
                 stderr=talk_end,
-                pass_fds=tuple(directories.values()),
+                pass_fds=tuple(inherited),
                 cwd="/",
                 env=environment,
                 start_new_session=True,  # interrupts from the terminal reach the parent, which cancels
@@ -487,25 +498,16 @@ class _Worker:
 
         async def feed() -> None:
             """Pass the source's bytes on; its end, or its error, is the pipe's end."""
-            try:
-                async with stream:
-                    blob = source.open()
-                    async with (
-                        aclosing(cast("Any", blob)) if hasattr(blob, "aclose") else AsyncExitStack()
-                    ):
-                        async for chunk in blob:
-                            await stream.send_all(chunk)
-            except trio.BrokenResourceError:
-                pass  # the worker has seen enough and says why
-            except Exception as problem:
-                trouble.append(problem)
+            async with stream:
+                try:
+                    await _pump(source.open(), stream)
+                except trio.BrokenResourceError:
+                    pass  # the worker has seen enough and says why
+                except Exception as problem:
+                    trouble.append(problem)
 
-        try:
-            import fcntl
-
+        with suppress(OSError):  # beyond the user's allowance: slower, nothing else
             fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        except OSError:
-            pass  # beyond the user's allowance; slower, nothing else
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(feed)
@@ -646,6 +648,15 @@ class _Worker:
             os.close(self._pid)
             await trio.aclose_forcefully(self._answers)
             await trio.aclose_forcefully(self._talk)
+
+
+async def _pump(blob: AsyncIterator[bytes], stream: trio.lowlevel.FdStream) -> None:
+    """All of ``blob`` into ``stream``; a generator is closed however this ends."""
+    async with AsyncExitStack() as stack:
+        if (close := getattr(blob, "aclose", None)) is not None:
+            stack.push_async_callback(close)
+        async for chunk in blob:
+            await stream.send_all(chunk)
 
 
 def _open_regular(path: Path) -> int:

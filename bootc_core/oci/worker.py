@@ -9,7 +9,8 @@ order of ``attached``; standard output answers in JSON lines:
     ◀ {"job": 1, "what": "layer 2", "digest": "sha256:…", "size": 5, "diff_id": "sha256:…", "compression": "gzip",
        "source": {"kind": "http", "url": …, "headers": [[…, …]], "tls": {…}} | {"kind": "file", "offset": 0, "length": 5}
                  | {"kind": "pipe"},
-       "attached": ["source"], "staging": 7, "sink": "module:Class", "path": "/where/it/is", "options": {…}}
+       "attached": ["source"], "staging": 7, "sink": "module:Class", "path": "/where/it/is", "options": {…},
+       "spool_bytes": 262144, "retry_wait_s": 0.5, "limits": {"descriptor": 9, "rate": null, "most": 100000000} | null}
     ◀ {"job": 2, …, "recheck": {…}}        only ask the sink whether the finished layer is whole
     ▶ {"event": "progress", "job": 1, "bytes": 4}
     ▶ {"event": "done", "job": 1, "bytes": 5, "bytes_uncompressed": 1024, "entries": 0, "sink": {…}}
@@ -37,7 +38,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from bootc_core import limits
 from bootc_core.errors import BootcError, ContentError, TransportError, printable
@@ -46,12 +47,12 @@ from bootc_core.oci.digest import Verifier
 from bootc_core.oci.tar import Splitter
 
 if TYPE_CHECKING:
-    from bootc_core.net.http import Pool, Response
+    from bootc_core.net.budget import Meter
+    from bootc_core.net.http import Pool
     from bootc_core.oci.sink import Sink
 
 SPOOL: Final = "spool"  # in a layer's staging directory; sinks use other names
 _PROGRESS_S: Final = 0.2
-_WAIT_S: Final = 0.5  # before the second attempt in a row that brought nothing; doubles
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _NICE: Final = 2  # the host's services come first, but someone is waiting
@@ -124,120 +125,6 @@ class _Descriptor:
             self._descriptor = -1
 
 
-class _Http:
-    """A blob behind a GET request from ``position`` on: goes on at the byte where a connection broke.
-
-    Attempts are bounded twice: ``limits.RETRIES`` in a row that bring nothing, ``limits.RESUMES`` in all. A server that
-    ignores Range, or answers with another one, is asked for the whole and the known part is skipped: nothing is ever
-    appended wrongly.
-    """
-
-    def __init__(
-        self, source: dict[str, Any], size: int, position: int, what: str, pool: Pool
-    ) -> None:
-        from bootc_core.net import http
-
-        self._http = http
-        tls = source.get("tls") or {}
-        self._tls = http.TlsOptions(
-            verify=tls.get("verify", True),
-            ca_files=tuple(tls.get("ca_files", ())),
-            client_cert=tls.get("client_cert"),
-            client_key=tls.get("client_key"),
-        )
-        self._url: str = source["url"]
-        self._headers = [(str(name), str(value)) for name, value in source.get("headers", ())]
-        self._size, self._what, self._pool = size, what, pool
-        self.position = position
-        self._reply: Response | None = None
-        self._ranges = True
-        self._failures = self._resumes = 0
-
-    def readinto(self, buffer: memoryview) -> int:
-        while True:
-            try:
-                if self._reply is None:
-                    if self.position == self._size:
-                        return 0
-                    self._reply = self._open()
-                count = self._reply.readinto(buffer)
-                if not count and self.position < self._size:
-                    self._ended_early()
-            except TransportError as problem:
-                self.close()
-                self._again(problem)
-                continue
-            self.position += count
-            self._failures = 0
-            return count
-
-    def _ended_early(self) -> NoReturn:
-        raise TransportError(
-            f"{self._what} ended early",
-            expected=f"{self._size} bytes",
-            found=f"{self.position} bytes",
-            retryable=True,
-        )
-
-    def _again(self, problem: TransportError) -> None:
-        """Wait before the next attempt, or give up."""
-        self._failures += 1
-        self._resumes += 1
-        if (
-            not problem.retryable
-            or self._failures > limits.RETRIES
-            or self._resumes > limits.RESUMES
-        ):
-            raise problem
-        wait = problem.retry_after_s
-        if wait is None:
-            jitter = 0.75 + os.urandom(1)[0] / 512  # many hosts see the same registry fail at once
-            wait = 0.0 if self._failures == 1 else _WAIT_S * 2 ** (self._failures - 2) * jitter
-        time.sleep(min(wait, limits.RETRY_WAIT_MAX_S))
-
-    def _open(self) -> Response:
-        start = self.position if self._ranges else 0
-        headers = [*self._headers, ("Range", f"bytes={start}-")] if start else self._headers
-        reply = self._http.request(
-            "GET",
-            self._url,
-            headers=headers,
-            tls=self._tls,
-            connection_pool=self._pool,
-            size=self._size - start,
-        )
-        if reply.status == 206 and start:
-            if self._http.content_range(reply) == (start, self._size - 1, self._size):
-                return reply
-        elif reply.status == 200:
-            return self._skip(reply, self.position)
-        elif reply.status != 416 or not start:
-            raise self._http.status_error(reply, self._what)
-        reply.close()
-        self._ranges = False
-        raise TransportError(
-            f"{self._what}: the server cannot go on where the connection broke",
-            reference="bad-range",
-            found=f"HTTP {reply.status}",
-            retryable=True,
-        )
-
-    def _skip(self, reply: Response, count: int) -> Response:
-        """Read past what is known; the digest tells if it was not the same."""
-        scratch = memoryview(bytearray(limits.CHUNK_BYTES if count else 0))
-        while count:
-            got = reply.readinto(scratch[:count])
-            if not got:
-                self._ended_early()
-            count -= got
-        return reply
-
-    def close(self) -> None:
-        if self._reply is not None:
-            self._reply.close()
-            self._reply = None
-
-
 class _Spool:
     """What arrived of a blob, kept until the layer is finished. Never synced: after a power cut the digest rejects it."""
 
@@ -293,12 +180,22 @@ class _Blob:
         self._report = report
         self._due = 0.0
         self._view = memoryview(bytearray(limits.CHUNK_BYTES))
+        self._refusal: ContentError | None = None
         self.proven = False
 
     def __iter__(self) -> Iterator[memoryview]:
         return self
 
     def __next__(self) -> memoryview:
+        if self._refusal is not None:
+            raise self._refusal
+        try:
+            return self._next()
+        except ContentError as problem:
+            self._refusal = problem
+            raise
+
+    def _next(self) -> memoryview:
         while self._sources:
             source, spool = self._sources[0]
             count = source.readinto(self._view)
@@ -332,6 +229,7 @@ class Worker:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._pool: Pool | None = None
+        self._meter: Meter | None = None
 
     def serve(self) -> None:
         """Until the parent closes the channel."""
@@ -424,17 +322,30 @@ class Worker:
             return [(_Descriptor(attached.pop("source")), None)]
         if source["kind"] == "file":
             return [(_Descriptor(attached.pop("source"), source["offset"], source["length"]), None)]
-        if self._pool is None:
-            from bootc_core.net.http import Pool
+        from bootc_core.oci.download import Download
 
-            self._pool = Pool(2)
+        pool, meter = self._line(job)
         position = 0
         sources: list[tuple[_Source, _Spool | None]] = []
         if spool is not None and spool.size:
             position = spool.size
             sources.append((spool.reader(), None))
-        sources.append((_Http(source, job["size"], position, job["what"], self._pool), spool))
+        sources.append((Download(job, position, pool, meter), spool))
         return sources
+
+    def _line(self, job: dict[str, Any]) -> tuple[Pool, Meter | None]:
+        """Connections, and what the command's limits leave of the line."""
+        if self._pool is None:
+            from bootc_core.net.http import Pool
+
+            buffer = None
+            if (told := job.get("limits")) is not None:
+                from bootc_core.net.budget import RECEIVE_BUFFER_BYTES, Meter
+
+                self._meter = Meter(told["descriptor"], told["rate"], told["most"])
+                buffer = RECEIVE_BUFFER_BYTES
+            self._pool = Pool(2, receive_buffer=buffer)
+        return self._pool, self._meter
 
     def _reporter(self, job: int) -> Any:
         return lambda count: self._channel.send("progress", job, bytes=count)
@@ -449,15 +360,16 @@ def _load(name: str, path: str | None) -> Any:
 
 
 def failure(problem: BootcError) -> dict[str, Any]:
-    """An error as JSON values; `bootc_core.oci.importer` makes the same error of them."""
+    """An error as JSON values; `bootc_core.oci.importer` makes the same error of them (of its class in `errors`)."""
     fields = {
         key: getattr(problem, key)
         for key in ("message", "reference", "expected", "found", "hint", "catalogue")
     }
     if isinstance(problem, TransportError):
         fields |= {"retryable": problem.retryable, "retry_after_s": problem.retry_after_s}
+    kind = next(kind for kind in type(problem).__mro__ if kind.__module__ == BootcError.__module__)
     return {
-        "type": type(problem).__name__,
+        "type": kind.__name__,
         "error": fields,
         "again": bool(getattr(problem, "again", False)),
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from bootc_core.errors import ContentError
 from bootc_core.oci.tar import Splitter, TarEntry
 
 BLOCK = 512
@@ -142,3 +145,12 @@ def split(archive: bytes, step: int = 1 << 20, **bounds) -> Recorder:
         splitter.feed(archive[start : start + step])
     splitter.close()
     return sink
+
+
+def refusal(action: Callable[[], object]) -> ContentError | None:
+    """The error of an action that may be refused; None if it was not. Any other exception passes."""
+    try:
+        action()
+    except ContentError as problem:
+        return problem
+    return None

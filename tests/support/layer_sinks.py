@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import signal
+import sys
+import time
 from typing import Any
 
 
@@ -20,6 +23,8 @@ class NoteSink:
         self.all = hashlib.sha256()
         self.size = 0
         behave = options.get("behave")
+        if behave == "hang":
+            time.sleep(3600)
         if behave == "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
         if behave == "kill":
@@ -73,7 +78,27 @@ class NoteSink:
             "sha256": self.all.hexdigest(),
             "lines": len(self.lines),
             "shared": names,
+            "process": self.process() if self.options.get("behave") == "inspect" else None,
             "objects_new": 7,
+        }
+
+    def process(self) -> dict[str, Any]:
+        """What this process may and has."""
+        with open("/proc/self/status") as file:
+            status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+        return {
+            "environment": dict(os.environ),
+            "isolated": sys.flags.isolated,
+            "no_new_privileges": status["NoNewPrivs"].strip(),
+            "memory_kib": int(status["VmHWM"].split()[0]),
+            "bounds": [
+                resource.getrlimit(kind)[1] for kind in (resource.RLIMIT_CORE, resource.RLIMIT_AS)
+            ],
+            "modules": sorted(
+                name for name in sys.modules if name in {"trio", "pydantic", "pluggy", "ssl"}
+            ),
+            "directory": os.getcwd(),
+            "session": os.getsid(0) == os.getpid(),
         }
 
     def abort(self) -> None:

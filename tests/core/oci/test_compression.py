@@ -13,12 +13,13 @@ import struct
 import time
 import tracemalloc
 import zlib
+from functools import partial
 
 import pytest
 from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.archives import END, member, split
+from support.archives import END, member, refusal, split
 
 from bootc_core import limits
 from bootc_core.errors import ContentError
@@ -183,10 +184,8 @@ def test_z06_flipped_bits_raise_nothing_else(compression):
     packed = bytearray(PACKED[compression][:2000])
     for place in range(len(packed)):
         packed[place] ^= 1 << place % 8
-        try:
-            unpack(bytes(packed), compression)
-        except ContentError as problem:
-            assert problem.catalogue in {"INT", "LIM"}
+        problem = refusal(lambda: unpack(bytes(packed), compression))
+        assert problem is None or problem.catalogue in {"INT", "LIM"}
         packed[place] ^= 1 << place % 8
 
 
@@ -279,10 +278,10 @@ def test_z11_table_of_contents_is_not_read():
 def test_rubbish_raises_nothing_else(data, compression, step):
     magic = {"gzip": b"\x1f\x8b\x08\0", "zstd": b"\x28\xb5\x2f\xfd"}[compression]
     for standard in (False, True):
-        try:
-            unpack(magic + data, compression, step, standard_library=standard)
-        except ContentError as problem:
-            assert problem.catalogue in {"INT", "LIM", "CON"}
+        problem = refusal(
+            partial(unpack, magic + data, compression, step, standard_library=standard)
+        )
+        assert problem is None or problem.catalogue in {"INT", "LIM", "CON"}
 
 
 def test_sniff():
