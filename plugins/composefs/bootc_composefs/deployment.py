@@ -19,7 +19,7 @@ from bootc_composefs import state
 from bootc_composefs.contents import Contents, image_subtree
 from bootc_composefs.repository import Repository
 from bootc_core.errors import StorageError
-from bootc_core.fs import atomic, etc_merge
+from bootc_core.fs import atomic, etc_merge, trees
 from bootc_core.fs.owners import OwnerStore, OwnerView
 from bootc_core.oci.tree import Node, lookup
 
@@ -64,7 +64,7 @@ def built_state(
         renames.append((place, deploy / deployment_id))
         atomic.mkdir(place, 0o755, exist_ok=False)
         etc_path = f"{state.DEPLOY}/{deployment_id}/{ETC}"
-        etc_merge.populate(
+        trees.populate(
             place / ETC,
             lookup(root, ETC.encode()),
             contents.open,
@@ -76,7 +76,7 @@ def built_state(
             temporary = var.with_name(f"{state.TEMPORARY}{os.urandom(8).hex()}")
             renames.append((temporary, var))
             tree = lookup(root, b"var")
-            etc_merge.populate(
+            trees.populate(
                 temporary,
                 tree if tree is not None and tree.is_dir else None,
                 contents.open,
@@ -112,12 +112,12 @@ def merge_plan(
     if current is None:
         return etc_merge.MergePlan()
     pristine, now = _local_etc(repository, sysroot, contents, current, load_owners(sysroot))
-    return etc_merge.plan(pristine, now, etc_merge.scan_tree(etc, contents.open))
+    return etc_merge.plan(pristine, now, trees.scan_tree(etc, contents.open))
 
 
 def _local_etc(
     repository: Repository, sysroot: Sysroot, contents: Contents, current: Slot, owners: OwnerStore
-) -> tuple[etc_merge.ImageTree, etc_merge.DiskTree]:
+) -> tuple[trees.ImageTree, trees.DiskTree]:
     """``/etc`` of the deployment that counts: as its image has it, and as it is."""
     path = f"{state.DEPLOY}/{current.deployment_id}/{ETC}"
     directory = sysroot.path / path
@@ -129,10 +129,8 @@ def _local_etc(
             hint="restore it from a copy, or make an empty directory to go on without local changes",
             catalogue="STATE",
         )
-    pristine = etc_merge.scan_tree(
-        image_subtree(repository, current.deployment_id, ETC), contents.open
-    )
-    return pristine, etc_merge.scan_directory(directory, _below(owners, sysroot, path))
+    pristine = trees.scan_tree(image_subtree(repository, current.deployment_id, ETC), contents.open)
+    return pristine, trees.scan_directory(directory, _below(owners, sysroot, path))
 
 
 def merge_etc(
@@ -148,7 +146,7 @@ def merge_etc(
     contents = Contents(repository)
     owners = load_owners(sysroot)
     pristine, now = _local_etc(repository, sysroot, contents, current, owners)
-    new = etc_merge.scan_tree(image_subtree(repository, deployment_id, ETC), contents.open)
+    new = trees.scan_tree(image_subtree(repository, deployment_id, ETC), contents.open)
     plan = etc_merge.plan(pristine, now, new)
     plan.check()
     directory = sysroot.path / state.DEPLOY / deployment_id

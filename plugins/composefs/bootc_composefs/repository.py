@@ -42,6 +42,7 @@ OBJECT_BYTES: Final = (
 )  # of an object that is read as a whole; images and splitstreams are a few percent of it
 TEMPORARY: Final = ".tmp-object-"
 LINK: Final = ".symlink-"
+_PARTS: Final = ("objects", "images", "streams")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._%+-]{0,254}")
 _OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -120,9 +121,9 @@ class Repository:
         Raises:
             StorageError: it cannot be made, or cannot be opened.
         """
-        if not (path / meta.NAME).exists() and not _has_objects(path):
+        if not exists(path):
             atomic.mkdir(path, 0o700)
-            for name in ("objects", "images", "streams"):
+            for name in _PARTS:
                 atomic.mkdir(path / name)
             _check_owner(path)
             secure = verity.supported(path / "objects", algorithm)
@@ -486,12 +487,25 @@ def links(directory: Path) -> list[tuple[str, str]]:
         raise atomic.storage_error(problem, "read", directory) from problem
 
 
-def _has_objects(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Is there a repository at ``path``? One without ``meta.json`` has objects."""
+    if (path / meta.NAME).is_file():
+        return True
     try:
         with os.scandir(path / "objects") as listing:
             return any(entry.is_dir(follow_symlinks=False) for entry in listing)
     except OSError:
         return False
+
+
+def is_unfinished(path: Path) -> bool:
+    """Is there nothing but what ``create`` makes before ``meta.json``?
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    names = set(os.listdir(path))
+    return all(name in _PARTS or name.startswith(".bootc-tmp-") for name in names)
 
 
 def _check_owner(path: Path) -> None:

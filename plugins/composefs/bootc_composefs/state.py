@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bootc_composefs import repository as repositories
 from bootc_composefs.repository import Repository
 from bootc_core import limits
 from bootc_core.boot import bls
@@ -173,10 +174,12 @@ def read_staged(sysroot: Sysroot) -> Staged | None:
 
 
 def claims(sysroot: Sysroot) -> bool:
-    """Is there a composefs repository? Never raises."""
+    """Is there a composefs repository, or the beginning of one that a killed run left? Never raises."""
     path = sysroot.path / REPOSITORY
     try:
-        return (path / "meta.json").is_file() or stat.S_ISDIR((path / "objects").lstat().st_mode)
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            return False
+        return repositories.exists(path) or repositories.is_unfinished(path)
     except OSError:
         return False
 
@@ -193,7 +196,7 @@ def read_host(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> HostStatus:
     staged = read_staged(sysroot)
     notes: list[str] = []
     current = booted(sysroot, present)
-    if not claims(sysroot):
+    if not repositories.exists(sysroot.path / REPOSITORY):
         return HostStatus()
     with Repository.open(sysroot.path / REPOSITORY, lock=False) as repository:
 
@@ -258,6 +261,7 @@ def _deployment(
             missing_verity_allowed=optional,
         ),
         accepted=origin.acceptance,
+        signature_mode=origin.signature,
     )
 
 

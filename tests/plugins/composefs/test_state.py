@@ -189,6 +189,25 @@ def test_claims_never_raises(tmp_path):
         assert not state.claims(Sysroot(path, path / "boot"))
 
 
+def test_the_beginning_of_a_repository_is_claimed_and_finished(tmp_path):
+    root = Sysroot(tmp_path, tmp_path / "boot")
+    path = tmp_path / "composefs"
+    assert not state.claims(root)
+    path.mkdir()
+    for name in ("objects", "images", ".bootc-tmp-00-meta.json"):
+        assert state.claims(root)
+        assert state.read_host(root, []) == state.HostStatus()
+        (path / name).mkdir()
+    (path / "something").mkdir()
+    assert not state.claims(root)
+    (path / "something").rmdir()
+    Repository.create(path).close()
+    assert (path / "meta.json").exists()
+    path.rename(tmp_path / "real")
+    path.symlink_to("real")
+    assert not state.claims(root)
+
+
 @pytest.mark.parametrize("name", ["", "..", "abc", "A" * 128, "a" * 127, "a" * 128 + "/x"])
 def test_only_digests_name_deployments(sysroot, name):
     with pytest.raises(StorageError):
