@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -202,3 +203,14 @@ def test_it_can_be_blocked_by_name(host):
     host.ok("upgrade")
     assert host.status()["booted"]["image"]["version"] == "2"
     assert not host.events.exists()
+
+
+def test_its_own_tests_pass_where_it_is_installed(environment, tmp_path):
+    """With the test kit that ships, outside of this tree."""
+    shutil.copytree(EXAMPLE / "tests", tmp_path / "tests")
+    done = run(
+        environment / "python",
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path),
+        tmp_path / "tests",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
