@@ -132,6 +132,7 @@ async def stage(
         root = _merge(repo, jobs)
         find_kernel(root)
         var = _transform(root)
+        options = _options(repo, sysroot, root)  # before a ref names an image that is refused
         metadata = {
             "ostree.manifest-digest": fetched.digest,
             "ostree.manifest": fetched.manifest_document.raw.decode("utf-8"),
@@ -145,7 +146,6 @@ async def stage(
     present_deployments = deployments(sysroot)
     if not present_deployments:
         _populate_var(repo, sysroot, var)
-    options = _options(repo, sysroot, root)
     serial = sum(1 for one in present_deployments if one.checksum == commit)
     return StagedDeployment(
         backend="ostree",
