@@ -21,8 +21,13 @@ from bootc_core.errors import TransportError
 _LOG: Final = logging.getLogger(__name__)
 _FIRST_WAIT_S: Final = 0.5
 _GROWTH: Final = tenacity.wait_exponential(
-    multiplier=_FIRST_WAIT_S, max=limits.RETRY_WAIT_MAX_S
+    multiplier=_FIRST_WAIT_S, max=limits.RETRY_WAIT_GROWN_S
 ) + tenacity.wait_random(0, _FIRST_WAIT_S)
+
+_ABSENT: Final = frozenset({"connection-refused", "unknown-host", "unreachable"})
+_ABSENT_ATTEMPTS: Final = (
+    5  # there is nobody: patience of some seconds, then the next mirror or the error
+)
 
 T = TypeVar("T")
 
@@ -38,13 +43,19 @@ def _wait(state: tenacity.RetryCallState) -> float:
     return min(max(asked, _GROWTH(state)), limits.RETRY_WAIT_MAX_S)
 
 
+def _enough(state: tenacity.RetryCallState) -> bool:
+    error = state.outcome.exception() if state.outcome else None
+    absent = isinstance(error, TransportError) and error.reference in _ABSENT
+    return state.attempt_number >= (_ABSENT_ATTEMPTS if absent else limits.RETRIES)
+
+
 def _log(state: tenacity.RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     _LOG.info("%s; trying again in %.1f s", error, state.upcoming_sleep)
 
 
 REGISTRY_READ: Final = tenacity.AsyncRetrying(
-    stop=tenacity.stop_after_attempt(limits.RETRIES),
+    stop=_enough,
     wait=_wait,
     retry=tenacity.retry_if_exception(is_transient),
     before_sleep=_log,

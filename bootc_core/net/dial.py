@@ -45,8 +45,14 @@ class TlsOptions:
     client_key: str | None = None
 
 
-def dial(url: Url, tls: TlsOptions, proxy: Proxy | None, timeout_s: float) -> Connection:
-    """A connection on which requests for ``url`` can be sent.
+def dial(
+    url: Url,
+    tls: TlsOptions,
+    proxy: Proxy | None,
+    timeout_s: float,
+    receive_buffer: int | None = None,
+) -> Connection:
+    """A connection on which requests for ``url`` can be sent; ``receive_buffer`` bounds what the kernel receives ahead.
 
     Raises:
         TransportError: unreachable, or TLS failed; named after the host (or the proxy).
@@ -56,7 +62,7 @@ def dial(url: Url, tls: TlsOptions, proxy: Proxy | None, timeout_s: float) -> Co
     context = (
         _context(tls) if url.scheme == "https" else None
     )  # a bad file is told before the network is asked
-    sock = _connect(first, min(limits.CONNECT_TIMEOUT_S, timeout_s))
+    sock = _connect(first, min(limits.CONNECT_TIMEOUT_S, timeout_s), receive_buffer)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(min(limits.CONNECT_TIMEOUT_S, timeout_s))  # bounds the handshake's silences
@@ -70,7 +76,7 @@ def dial(url: Url, tls: TlsOptions, proxy: Proxy | None, timeout_s: float) -> Co
     return Connection(sock, url.label, timeout_s)
 
 
-def _connect(url: Url, timeout_s: float) -> socket.socket:
+def _connect(url: Url, timeout_s: float, receive_buffer: int | None) -> socket.socket:
     """The first of the host's addresses that answers; a dead one delays the others by a quarter of a second only."""
     deadline = time.monotonic() + timeout_s
     try:
@@ -87,7 +93,7 @@ def _connect(url: Url, timeout_s: float) -> socket.socket:
                 raise network_error(TimeoutError(), url.label, "connect")
             if waiting:
                 try:
-                    sock = _start(*waiting.pop(0))
+                    sock = _start(*waiting.pop(0), receive_buffer)
                 except OSError as problem:
                     failure = problem
                     continue
@@ -110,9 +116,13 @@ def _connect(url: Url, timeout_s: float) -> socket.socket:
             sock.close()
 
 
-def _start(family: int, address: tuple[object, ...]) -> socket.socket:
+def _start(family: int, address: tuple[object, ...], receive_buffer: int | None) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setblocking(False)
+    if (
+        receive_buffer is not None
+    ):  # before connecting: a window that was offered cannot be taken back
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     code = sock.connect_ex(address)
     if code not in {0, errno.EINPROGRESS}:
         sock.close()

@@ -68,10 +68,16 @@ _Key = tuple[tuple[str, str, int], TlsOptions, Proxy | None]
 
 
 class Pool:
-    """Idle connections for the next request to the same origin with the same TLS options; thread-safe, bounded."""
+    """Idle connections for the next request to the same origin with the same TLS options; thread-safe, bounded.
 
-    def __init__(self, size: int = 16) -> None:
+    Args:
+        size: connections that are kept at most.
+        receive_buffer: bytes that the kernel may receive ahead of the reader; default: as much as it likes.
+    """
+
+    def __init__(self, size: int = 16, receive_buffer: int | None = None) -> None:
         self._size = size
+        self.receive_buffer = receive_buffer
         self._lock = threading.Lock()
         self._idle: list[tuple[_Key, float, Connection]] = []
         self._closed = False
@@ -398,7 +404,7 @@ def _exchange(
             return _talk(used, message, method, url, timeout_s, size, pool, key)
         except Untouched:
             pass  # the server closed it while it was idle: the request was not seen
-    connection = dial(url, tls, proxy, timeout_s)
+    connection = dial(url, tls, proxy, timeout_s, pool.receive_buffer if pool else None)
     return _talk(connection, message, method, url, timeout_s, size, pool, key)
 
 
