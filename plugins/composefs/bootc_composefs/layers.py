@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from bootc_composefs import readback, sink, splitstream
+from bootc_composefs import sink, splitstream
 from bootc_composefs.repository import Repository, missing_object
 from bootc_composefs.splitstream import Splitstream
 from bootc_core import limits, process
 from bootc_core.errors import BootcError, StorageError
-from bootc_core.fs import atomic, verity
+from bootc_core.fs import atomic, readback, verity
 from bootc_core.models import events
 from bootc_core.models.oci import LAYER_TYPES
 from bootc_core.oci.importer import LayerJob, import_layers

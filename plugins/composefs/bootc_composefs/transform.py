@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from bootc_composefs import selinux
 from bootc_core.errors import ContentError
+from bootc_core.oci import selinux
 from bootc_core.oci.tree import Node, Xattrs, walk
 
 _KEPT: Final = b"security.capability"

@@ -9,13 +9,12 @@ import tarfile
 from zlib import crc32
 
 import pytest
-from bootc_composefs import readback
 from bootc_composefs.repository import Repository, layer_entries
 from bootc_composefs.sink import ObjectSink
 from bootc_composefs.splitstream import parse
 
 from bootc_core.errors import StorageError
-from bootc_core.fs import verity
+from bootc_core.fs import readback, verity
 from bootc_core.oci.tar import Splitter
 
 

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from bootc_composefs import dump, selinux
+from bootc_composefs import dump
 from bootc_composefs.erofs import write_image
 from bootc_composefs.transform import boot_transform, oci_transform
 from hypothesis import given
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from bootc_core.errors import ContentError
 from bootc_core.fs import verity
+from bootc_core.oci import selinux
 from bootc_core.oci.tree import Node, lookup, walk
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "composefs"
