@@ -285,16 +285,16 @@ def upgrade(arguments: argparse.Namespace) -> int:
 async def _from_downloaded(
     arguments: argparse.Namespace, plugins: Plugins, storage: Storage
 ) -> int:
-    notice = read_notice(storage)
-    if notice is None:
-        raise UsageError(
-            "No staged deployment found",
-            reference="nothing-staged",
-            hint="bootc upgrade --download-only stages one",
-        )
     async with orchestrator.transaction(
         plugins, storage, _observers(arguments), Operation.UPGRADE, "", reason=arguments.reason
     ) as (run, host):
+        notice = read_notice(storage)
+        if notice is None:
+            raise UsageError(
+                "No staged deployment found",
+                reference="nothing-staged",
+                hint="bootc upgrade --download-only stages one",
+            )
         await orchestrator.finalize_staged(run, host, notice)
     if notice.locked:
         _say("Staged deployment will now be applied on reboot")

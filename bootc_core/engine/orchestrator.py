@@ -158,7 +158,7 @@ async def finalize_staged(run: Transaction, host: HostStatus, notice: StagedNoti
     """Make a staged deployment boot next, without network."""
     run.journal = journals.Journal(run.storage.sysroot, run.context.transaction)
     run.journal.begin(run.context.operation.value, notice.digest)
-    run.journal.append("staged", staged=notice.staged.to_json())
+    run.journal.append("staged", staged=notice.staged.to_json(), keep=True)
     try:
         await run.finalize(notice.staged)
     except BaseException:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 class Recovery:
     """The decision.
 
-    ``discard``: what was staged does not boot; drop it (layers stay). ``finish``: the switch had happened; only cleaning up
-    is left. ``none``: nothing had been changed.
+    ``discard``: what was staged does not boot; drop it (layers stay), and without ``staged`` only what is half-made.
+    ``finish``: the switch had happened; only cleaning up is left. ``none``: nothing had been changed.
     """
 
     action: Literal["none", "discard", "finish"]
@@ -26,14 +26,17 @@ def decide(records: Sequence[dict[str, Any]], boots: str | None) -> Recovery:
         records: of the journal, oldest first; may be empty or cut short.
         boots: identifier of the deployment that boots next, or None.
     """
-    staged = next(
-        (record["staged"] for record in reversed(records) if record["record"] == "staged"), None
+    record: dict[str, Any] = next(
+        (one for one in reversed(records) if one["record"] == "staged"), {}
     )
-    phases = [record.get("phase") for record in records if record["record"] == "phase"]
+    staged = record.get("staged")
+    phases = [one.get("phase") for one in records if one["record"] == "phase"]
     if staged is not None and staged.get("deployment_id") == boots:
         return Recovery("finish", staged)
-    if any(record["record"] == "switched" for record in records):
+    if any(one["record"] == "switched" for one in records):
         return Recovery("finish", staged)
+    if record.get("keep"):  # it had been staged by an earlier run, and stays staged
+        return Recovery("discard")
     if staged is not None or "stage" in phases or "finalize" in phases or "rollback" in phases:
         return Recovery("discard", staged)
     return Recovery("none")

@@ -28,7 +28,7 @@ from bootc_core.errors import BootcError, Denied, Held, Refused, TransactionErro
 from bootc_core.hooks.calls import Hooks
 from bootc_core.models import events
 from bootc_core.models.boot import BootPlan
-from bootc_core.models.context import Context, Phase, SignatureMode
+from bootc_core.models.context import Context, Operation, Phase, SignatureMode
 from bootc_core.models.image import FetchedImage, PolicyAnswer, StagedDeployment, VerifiedImage
 from bootc_core.models.verdict import Deny, Hold, Proceed, strictness
 
@@ -100,7 +100,7 @@ class Transaction:
         begin = time.monotonic()
         try:
             async with AsyncExitStack() as stack:
-                for _, manager in self.hooks.around(self.context, phase):
+                for manager in self.hooks.around(self.context, phase):
                     await stack.enter_async_context(manager)
                 with trio.fail_after(timeout_s):
                     yield
@@ -263,7 +263,13 @@ class Transaction:
 
     async def recover(self) -> None:
         """Clear up what an interrupted earlier run left."""
-        found = journals.unfinished(self.storage.sysroot.state / "journal")
+        try:
+            found = journals.unfinished(self.storage.sysroot.state / "journal")
+        except TransactionError as problem:
+            if self.context.operation is not Operation.ROLLBACK:
+                raise
+            self.warn(f"{problem.message}; going back does not need it")
+            return
         if found is None:
             return
         name, records = found
@@ -275,6 +281,7 @@ class Transaction:
             await self.discard(staged)
         elif decision.action == "finish":
             await self.discard(None)
+            await self.prune()
         if staged is not None:
             drop_notice(self.storage, staged)
         earlier.end("recovered")

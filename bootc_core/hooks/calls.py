@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, TypeVar, cast
 
 import pluggy
 
 from bootc_core import limits
-from bootc_core.errors import HookError, PluginError, printable
+from bootc_core.errors import BootcError, HookError, PluginError, printable
 from bootc_core.hooks import dispatch
 from bootc_core.hooks.manager import Plugins
 from bootc_core.models.boot import BootPlan
@@ -211,16 +211,18 @@ class Hooks:
         )
         return answers[-1] if answers and answers[-1].error is not None else None
 
-    def around(self, context: Context, phase: Phase) -> list[tuple[str, Around]]:
-        """The context managers to enter around a phase, in order."""
-        found = []
+    def around(self, context: Context, phase: Phase) -> list[Around]:
+        """The context managers to enter around a phase, in order; what breaks in one names its plugin."""
+        found: list[Around] = []
         for implementation in dispatch.implementations(self._caller("bootc_around_phase")):
             arguments: dict[str, Any] = {"context": context, "phase": phase}
-            manager = implementation.function(
-                *[arguments[name] for name in implementation.argnames]
-            )
-            if manager is not None:
-                found.append((implementation.plugin_name, cast("Around", manager)))
+            plugin = implementation.plugin_name
+            with _blamed(plugin):
+                made = implementation.function(
+                    *[arguments[name] for name in implementation.argnames]
+                )
+            if made is not None:
+                found.append(_contained(plugin, cast("Around", made)))
         return found
 
     def observers(self) -> list[tuple[str, Callable[[Event], None]]]:
@@ -229,3 +231,36 @@ class Hooks:
             (implementation.plugin_name, cast("Emit", implementation.function))
             for implementation in dispatch.implementations(self._caller("bootc_on_event"))
         ]
+
+
+@contextmanager
+def _blamed(plugin: str) -> Iterator[None]:
+    try:
+        yield
+    except BootcError:
+        raise
+    except Exception as problem:
+        raise PluginError(
+            f"plugin {plugin} broke in bootc_around_phase",
+            reference="plugin-broken",
+            found=printable(f"{type(problem).__name__}: {problem}", 600),
+        ) from problem
+
+
+@asynccontextmanager
+async def _contained(plugin: str, manager: Around) -> AsyncIterator[None]:
+    """``manager``, whose own errors on entering and leaving name its plugin; what the phase raises passes through it."""
+    with _blamed(plugin):
+        await manager.__aenter__()
+    try:
+        yield
+    except BaseException as problem:
+        with _blamed(plugin):
+            try:
+                await manager.__aexit__(type(problem), problem, problem.__traceback__)
+            except BaseException as other:
+                if other is not problem:
+                    raise
+        raise
+    with _blamed(plugin):
+        await manager.__aexit__(None, None, None)

@@ -90,6 +90,7 @@ def test_the_repository_that_a_switched_off_check_is_kept_for(one, two, same):
 BEGIN = {"record": "begin"}
 STAGE = {"record": "phase", "phase": "stage"}
 STAGED = {"record": "staged", "staged": {"deployment_id": "new"}}
+KEPT = {**STAGED, "keep": True}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,14 @@ STAGED = {"record": "staged", "staged": {"deployment_id": "new"}}
         ([BEGIN, STAGE, STAGED], "new", "finish"),
         ([BEGIN, STAGE, STAGED, {"record": "switched"}], "new", "finish"),
         ([BEGIN, {"record": "phase", "phase": "rollback"}], "old", "discard"),
+        ([BEGIN, KEPT, {"record": "switching"}], "old", "discard"),
+        ([BEGIN, KEPT, {"record": "switching"}], "new", "finish"),
     ],
 )
 def test_what_boots_decides_recovery(records, boots, action):
     assert recovery.decide(records, boots).action == action
+
+
+def test_what_an_earlier_run_had_staged_stays_staged():
+    assert recovery.decide([BEGIN, KEPT], "old").staged is None
+    assert recovery.decide([BEGIN, STAGED], "old").staged == STAGED["staged"]
