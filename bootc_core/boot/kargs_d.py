@@ -19,7 +19,7 @@ from typing import Final
 from bootc_core import limits, paths
 from bootc_core.errors import ContentError, printable
 from bootc_core.models.kargs import CommandLine, refuse_protected
-from bootc_core.oci.tree import Node, resolve
+from bootc_core.models.tree import Node, resolve
 
 ARCHITECTURES: Final = frozenset(
     {

@@ -13,7 +13,7 @@ from typing import Final
 
 from bootc_core import limits, paths
 from bootc_core.errors import ContentError, printable
-from bootc_core.oci.tree import Node, lookup, resolve
+from bootc_core.models.tree import Node, lookup, resolve
 
 _VERSION: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._+~-]{0,127}")
 

@@ -22,7 +22,7 @@ from bootc_core.errors import ContentError
 from bootc_core.fs import atomic
 from bootc_core.fs.beneath import Beneath
 from bootc_core.fs.owners import Owner, OwnerView
-from bootc_core.oci.tree import Node, Xattrs
+from bootc_core.models.tree import Node, Xattrs
 
 OpenFile = Callable[[Node], BinaryIO]
 """Opens the content of a regular file of an image tree that is not held inline."""

@@ -26,6 +26,7 @@ from typing import Final
 
 from bootc_core import limits
 from bootc_core.errors import ContentError, printable
+from bootc_core.models.tree import Node, Xattrs
 from bootc_core.oci.tar import (
     BLOCK_DEVICE,
     CHARACTER,
@@ -38,7 +39,6 @@ from bootc_core.oci.tar import (
     WHITEOUT,
     Merged,
 )
-from bootc_core.oci.tree import Node, Xattrs
 
 _FORMATS: Final = {
     REGULAR: stat.S_IFREG,

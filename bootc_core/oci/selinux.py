@@ -22,7 +22,7 @@ from typing import Final, NamedTuple, NoReturn
 
 from bootc_core import limits
 from bootc_core.errors import ContentError, printable
-from bootc_core.oci.tree import Node, Xattrs, lookup
+from bootc_core.models.tree import Node, Xattrs, lookup
 
 LABEL: Final = b"security.selinux"
 _NONE: Final = b"<<none>>"

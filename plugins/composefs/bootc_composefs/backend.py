@@ -31,7 +31,7 @@ from bootc_composefs.deployment import (
     merge_etc,
     merge_plan,
 )
-from bootc_composefs.layers import import_missing, spool
+from bootc_composefs.layers import drop_unfinished, import_missing, spool
 from bootc_composefs.repository import Repository
 from bootc_composefs.splitstream import CONFIG, MANIFEST, encode_document
 from bootc_core.boot import bls
@@ -42,8 +42,8 @@ from bootc_core.models.boot import BootEntry, BootFile, BootPlan
 from bootc_core.models.context import SignatureMode
 from bootc_core.models.image import StagedDeployment
 from bootc_core.models.reference import SignedReference
+from bootc_core.models.tree import lookup
 from bootc_core.oci.origin import Origin
-from bootc_core.oci.tree import lookup
 
 if TYPE_CHECKING:
     from bootc_composefs.layers import Imported, Layer
@@ -386,7 +386,7 @@ async def rollback(context: Context, sysroot: Sysroot) -> BootPlan:
 async def discard(
     context: Context, sysroot: Sysroot, staged: StagedDeployment | None
 ) -> BootPlan | None:
-    """Drop the staged deployment's state, or, without one named, states that nothing refers to. Layers stay.
+    """Drop the staged deployment's state, or, without one named, states that nothing refers to. Finished layers stay.
 
     Returns:
         what boots now, without the dropped one; None if nothing does.
@@ -411,6 +411,7 @@ async def discard(
         name for name in doomed if name != first and not (current and name == current.deployment_id)
     ]
     _drop_states(sysroot, doomed)
+    drop_unfinished(sysroot)
     remaining = [name for name in _bootable(sysroot, present) if name not in doomed]
     return BootPlan(entries=tuple(remaining[:2])) if remaining else None
 

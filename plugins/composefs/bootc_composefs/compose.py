@@ -26,8 +26,8 @@ from bootc_core.boot import kargs_d, os_release
 from bootc_core.boot.kernel import Kernel, find_kernel
 from bootc_core.fs import atomic, verity
 from bootc_core.models.kargs import CommandLine, merge_image_change
+from bootc_core.models.tree import Node, resolve
 from bootc_core.oci.layers import LayerTree
-from bootc_core.oci.tree import Node, resolve
 
 KERNEL: Final = "vmlinuz"  # names on the boot partition
 INITRD: Final = "initrd"

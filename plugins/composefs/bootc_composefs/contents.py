@@ -10,7 +10,7 @@ from bootc_composefs.erofs_read import read_subtree
 from bootc_composefs.repository import Repository, file_digest
 from bootc_core import limits
 from bootc_core.errors import StorageError
-from bootc_core.oci.tree import Node
+from bootc_core.models.tree import Node
 
 _WHOLE_BYTES: Final = 16 * limits.MIB  # files up to here are read at once
 

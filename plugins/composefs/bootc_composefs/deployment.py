@@ -21,7 +21,7 @@ from bootc_composefs.repository import Repository
 from bootc_core.errors import StorageError
 from bootc_core.fs import atomic, etc_merge, trees
 from bootc_core.fs.owners import OwnerStore, OwnerView
-from bootc_core.oci.tree import Node, lookup
+from bootc_core.models.tree import Node, lookup
 
 if TYPE_CHECKING:
     from bootc_composefs.state import Slot

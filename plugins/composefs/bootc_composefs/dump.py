@@ -18,7 +18,7 @@ from typing import Final
 
 from bootc_composefs.erofs_format import Overrides, backing_path
 from bootc_core.errors import ContentError, printable
-from bootc_core.oci.tree import Node, walk
+from bootc_core.models.tree import Node, walk
 
 _FIELDS: Final = 11
 _ESCAPE: Final = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(.)|$)", re.DOTALL)

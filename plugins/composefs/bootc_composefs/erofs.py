@@ -38,7 +38,7 @@ from bootc_composefs.erofs_tree import (
 )
 from bootc_core.errors import ContentError, StorageError
 from bootc_core.fs.verity import ALGORITHMS, Algorithm
-from bootc_core.oci.tree import Node, Xattrs
+from bootc_core.models.tree import Node, Xattrs
 
 _DEVICES: Final = frozenset({stat.S_IFCHR, stat.S_IFBLK})
 _ONE_CHUNK: Final = 1 << form.CHUNK_BITS_MAX

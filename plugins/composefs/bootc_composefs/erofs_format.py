@@ -24,7 +24,7 @@ from typing import Final
 import xxhash
 
 from bootc_core.errors import ContentError, printable
-from bootc_core.oci.tree import Node, Xattrs
+from bootc_core.models.tree import Node, Xattrs
 
 BLOCK: Final = 4096
 SLOT: Final = 32  # inodes start on multiples of it

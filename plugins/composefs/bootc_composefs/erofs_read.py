@@ -19,7 +19,7 @@ from bootc_composefs.erofs_format import BLOCK, SLOT, Overrides
 from bootc_core import limits
 from bootc_core.errors import ContentError, printable
 from bootc_core.fs.verity import ALGORITHMS
-from bootc_core.oci.tree import Node, Xattrs
+from bootc_core.models.tree import Node, Xattrs
 
 _DIGEST_LENGTHS: Final = {entry.id: entry.length for entry in ALGORITHMS.values()}
 _INCOMPATIBLE: Final = 0xFFFFFFFF & ~4  # 4: chunk-based files, which other writers announce

@@ -13,7 +13,7 @@ from bootc_composefs import erofs_format as form
 from bootc_composefs.erofs_format import BLOCK, METACOPY, REDIRECT, Overrides
 from bootc_core.errors import ContentError, StorageError, printable
 from bootc_core.fs.verity import Algorithm
-from bootc_core.oci.tree import Node
+from bootc_core.models.tree import Node
 
 DOT: Final = b"."
 DOT_DOT: Final = b".."

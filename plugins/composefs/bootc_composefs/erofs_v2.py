@@ -27,7 +27,7 @@ from bootc_composefs.erofs_tree import (
 )
 from bootc_core.errors import ContentError
 from bootc_core.fs.verity import Algorithm
-from bootc_core.oci.tree import Node, Xattrs
+from bootc_core.models.tree import Node, Xattrs
 
 _VERSION: Final = 2
 _INLINE_MAX: Final = (

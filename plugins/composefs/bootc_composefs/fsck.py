@@ -16,7 +16,7 @@ from bootc_composefs.erofs_read import read_image
 from bootc_composefs.repository import Repository, all_refs, file_digest
 from bootc_composefs.splitstream import Splitstream
 from bootc_core.errors import BootcError, StorageError, printable
-from bootc_core.oci.tree import walk
+from bootc_core.models.tree import walk
 
 _T = TypeVar("_T")
 

@@ -29,7 +29,7 @@ from bootc_core.errors import BootcError, StorageError
 from bootc_core.fs import atomic, readback, verity
 from bootc_core.models import events
 from bootc_core.models.oci import LAYER_TYPES
-from bootc_core.oci.importer import LayerJob, import_layers
+from bootc_core.oci.importer import DONE, LayerJob, import_layers
 
 if TYPE_CHECKING:
     from bootc_core.hooks.specs import Emit
@@ -279,6 +279,23 @@ def _staged_layer(repository: Repository, directory: Path, result: dict[str, Any
             catalogue="INT",
         )
     return Layer(digest, stream, directory)
+
+
+def drop_unfinished(sysroot: Sysroot) -> None:
+    """Give back the space of layers that an interrupted or failed run did not finish; what arrived of large blobs stays.
+
+    Raises:
+        StorageError: something cannot be removed.
+    """
+    staging = spool(sysroot)
+    if not staging.is_dir():
+        return
+    with atomic.mapped("read", staging):
+        names = sorted(os.listdir(staging))
+    for name in names:
+        if not (staging / name / DONE).exists():
+            for part in (sink.OBJECTS, sink.STREAM, sink.CHECKS):
+                atomic.rmtree(staging / name / part)
 
 
 def _drop_incomplete(repository: Repository, directory: Path) -> None:

@@ -22,6 +22,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -187,10 +188,8 @@ def claims(sysroot: Sysroot) -> bool:
 def read_host(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> HostStatus:
     """Status from the boot entries, the origins, and the images' documents in the repository.
 
-    What cannot be read is left out with a note; only a repository of a newer version is an error.
-
-    Raises:
-        StorageError: the repository cannot be opened.
+    What cannot be read is left out with a note. Of a repository that this version does not understand the origins are shown,
+    which name image and digest; going back to what is there works, too.
     """
     present = slots(entries)
     staged = read_staged(sysroot)
@@ -198,7 +197,13 @@ def read_host(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> HostStatus:
     current = booted(sysroot, present)
     if not repositories.exists(sysroot.path / REPOSITORY):
         return HostStatus()
-    with Repository.open(sysroot.path / REPOSITORY, lock=False) as repository:
+    with ExitStack() as stack:
+        repository: Repository | None = None
+        try:
+            opened = Repository.open(sysroot.path / REPOSITORY, lock=False)
+            repository = stack.enter_context(opened)
+        except StorageError as problem:
+            notes.append(f"{problem.message}: {problem.found or 'unreadable'}")
 
         def describe(deployment_id: str, optional: bool, locked: bool = False) -> Deployment | None:
             try:
@@ -225,7 +230,8 @@ def read_host(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> HostStatus:
                 candidates.append(entry)
         waiting = None
         if staged and not (current and staged.deployment_id == current.deployment_id):
-            waiting = describe(staged.deployment_id, not repository.secure, staged.locked)
+            optional = repository is None or not repository.secure
+            waiting = describe(staged.deployment_id, optional, staged.locked)
     return HostStatus(
         staged=waiting,
         booted=now,
@@ -245,7 +251,11 @@ def _read_only(sysroot: Sysroot) -> bool:
 
 
 def _deployment(
-    repository: Repository, sysroot: Sysroot, deployment_id: str, optional: bool, locked: bool
+    repository: Repository | None,
+    sysroot: Sysroot,
+    deployment_id: str,
+    optional: bool,
+    locked: bool,
 ) -> Deployment:
     origin = load_origin(sysroot, deployment_id)
     image = None
@@ -302,8 +312,10 @@ def _only_object(data: bytes, repository: Repository) -> bytes:
 
 
 def _image_status(
-    repository: Repository, reference: SignedReference, manifest_digest: str
+    repository: Repository | None, reference: SignedReference, manifest_digest: str
 ) -> ImageStatus:
+    if repository is None:
+        return origins.image_status(reference, manifest_digest, {}, {"architecture": "unknown"})
     manifest = origins.document(
         document(repository, f"oci-manifest-{manifest_digest}", limits.MANIFEST_BYTES)
     )

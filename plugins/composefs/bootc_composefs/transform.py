@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Final
 
 from bootc_core.errors import ContentError
+from bootc_core.models.tree import Node, Xattrs, walk
 from bootc_core.oci import selinux
-from bootc_core.oci.tree import Node, Xattrs, walk
 
 _KEPT: Final = b"security.capability"
 

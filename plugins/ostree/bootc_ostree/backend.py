@@ -32,10 +32,10 @@ from bootc_core.models.kargs import CommandLine, Parameter, merge_image_change
 from bootc_core.models.oci import LAYER_TYPES
 from bootc_core.models.reference import SignedReference
 from bootc_core.models.sysroot import Sysroot
+from bootc_core.models.tree import Node
 from bootc_core.oci import origin as origins
 from bootc_core.oci.importer import LayerJob, LayerResult, import_layers
 from bootc_core.oci.layers import LayerTree
-from bootc_core.oci.tree import Node
 from bootc_core.process import run_blocking
 from bootc_ostree import objects
 from bootc_ostree.libostree import Deployed
@@ -142,7 +142,10 @@ async def stage(
         commit = repo.commit(root, metadata, _epoch(fetched.config.created))
         atomic.syncfs(repo.path)
         repo.write_ref(f"{IMAGES}/{objects.escape_ref(str(fetched.requested))}", commit)
-    atomic.rmtree(spool)
+    for left in spool.parent.glob(
+        "ostree-*"
+    ):  # this run's, and those of runs that were never repeated
+        atomic.rmtree(left)
     present_deployments = deployments(sysroot)
     if not present_deployments:
         _populate_var(repo, sysroot, var)

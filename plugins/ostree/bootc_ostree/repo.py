@@ -28,8 +28,8 @@ from typing import Any, Final
 from bootc_core import limits
 from bootc_core.errors import StorageError, printable
 from bootc_core.fs import atomic
+from bootc_core.models.tree import Node
 from bootc_core.oci.tar import TarEntry
-from bootc_core.oci.tree import Node
 from bootc_ostree import objects
 from bootc_ostree.sink import text
 

@@ -9,7 +9,7 @@ import pytest
 from bootc_core import limits
 from bootc_core.boot import kargs_d
 from bootc_core.errors import ContentError
-from bootc_core.oci.tree import Node
+from bootc_core.models.tree import Node
 
 
 def file(data: bytes) -> Node:

@@ -30,7 +30,7 @@ from bootc_core.fs.etc_merge import (
     scan_tree,
 )
 from bootc_core.fs.owners import OwnerStore
-from bootc_core.oci.tree import Node
+from bootc_core.models.tree import Node
 
 ROOT = os.geteuid() == 0
 Spec = Mapping[str, Any]

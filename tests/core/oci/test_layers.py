@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from support.archives import END, member, pax, refusal
 
 from bootc_core.errors import ContentError
+from bootc_core.models.tree import Node, lookup, walk
 from bootc_core.oci.layers import LayerTree, apply_layer
 from bootc_core.oci.tar import TarEntry, iter_entries
-from bootc_core.oci.tree import Node, lookup, walk
 
 
 def file(path: str, content: bytes | None = b"", **fields):

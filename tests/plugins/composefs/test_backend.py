@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from bootc_composefs import backend, gc, layers, state
+from bootc_composefs import backend, gc, layers, meta, state
 from bootc_composefs.erofs_read import read_image
 from bootc_composefs.fsck import check
 from bootc_composefs.repository import Repository
@@ -23,13 +23,13 @@ from support.images import Dir, File, Hard, Link, bootable, build
 
 from bootc_core.boot import bls
 from bootc_core.errors import ContentError, StorageError
-from bootc_core.fs import atomic
+from bootc_core.fs import atomic, verity
 from bootc_core.fs.owners import OwnerStore
 from bootc_core.models import events
 from bootc_core.models.context import Context, Operation, Phase, SignatureMode
 from bootc_core.models.reference import ImageReference
 from bootc_core.models.sysroot import Sysroot
-from bootc_core.oci.tree import lookup
+from bootc_core.models.tree import lookup
 
 
 class Host:
@@ -544,6 +544,24 @@ def test_a_lying_layer_leaves_nothing_with_a_name(host, tmp_path, one):
     assert layout.exists()
 
 
+def test_a_failed_run_gives_back_space_and_keeps_finished_layers(host, one):
+    """The second layer is damaged: the first is not fetched again, the torn one takes no room."""
+    blob = one.blob(json.loads(one.manifest_document.raw)["layers"][1]["digest"])
+    whole = blob.read_bytes()
+    blob.write_bytes(whole[:-20])
+    with pytest.raises(ContentError):
+        host.stage(one)
+    assert host.discard() is None
+    staging = layers.spool(host.sysroot)
+    first, second_ = (staging / name.partition(":")[2] for name in one.diff_ids)
+    assert (first / "done.json").exists()
+    assert os.listdir(second_) == []
+    blob.write_bytes(whole)
+    one.blob(json.loads(one.manifest_document.raw)["layers"][0]["digest"]).unlink()
+    assert host.deploy(one).deployment_id == host.menu[0]
+    host.check()
+
+
 def test_no_space_is_told_before_anything_is_fetched(host, tmp_path, monkeypatch, one):
     """SPC, with the sentence of the original."""
     with Repository.create(host.sysroot.path / "composefs") as repository:
@@ -721,3 +739,60 @@ def test_prune_keeps_everything_while_the_menu_is_unreadable(host, one, two):
     entries.rename(host.sysroot.boot_dir / "elsewhere")
     assert host.prune()
     assert state.existing(host.sysroot) == before
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "default", "extra", "names"),
+    [
+        ("sha256", 1, (), {"composefs.image.v1", "composefs.image.boot.v1"}),
+        ("sha512", 2, (), {"composefs.image", "composefs.image.boot"}),
+        (
+            "sha512",
+            1,
+            (2,),
+            {
+                "composefs.image",
+                "composefs.image.boot",
+                "composefs.image.v1",
+                "composefs.image.boot.v1",
+            },
+        ),
+    ],
+)
+def test_an_existing_repository_keeps_hash_and_formats(
+    host, one, two, algorithm, default, extra, names
+):
+    path = host.sysroot.path / "composefs"
+    Repository.create(path, algorithm=algorithm).close()
+    text = meta.to_bytes(algorithm, default, extra)
+    if default == 2:  # as older programs left it
+        text = text.replace(b'"erofs_formats"', b'"ignored"')
+    (path / "meta.json").write_bytes(text)
+    first = host.deploy(one)
+    assert len(first.deployment_id) == (64 if algorithm == "sha256" else 128)
+    with host.repository() as repository:
+        assert repository.formats == (default, *extra)
+        found = repository.stream(f"oci-config-{one.config_document.digest}").named_refs()
+        assert {name for name in found if name.startswith("composefs.")} == names
+        identity = "composefs.image.boot" if default == 2 else "composefs.image.boot.v1"
+        assert found[identity].hex() == first.deployment_id
+    second_ = host.deploy(two)
+    assert host.menu == [second_.deployment_id, first.deployment_id]
+    assert (path / "meta.json").read_bytes() == text
+    host.check()
+
+
+def test_with_fs_verity_nothing_is_optional(host, one, two):
+    if not verity.supported(host.sysroot.path):
+        pytest.skip("the file system has no fs-verity")
+    staged = host.deploy(one)
+    host.deploy(two)
+    assert f"composefs={staged.deployment_id}" in staged.entry.options.split()
+    with host.repository() as repository:
+        assert repository.secure
+        for folder in (repository.path / "objects").iterdir():
+            for file in folder.iterdir():
+                descriptor = os.open(file, os.O_RDONLY)
+                assert verity.measure(descriptor).hex() == folder.name + file.name
+                os.close(descriptor)
+    host.check()

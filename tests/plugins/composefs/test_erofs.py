@@ -14,7 +14,7 @@ from bootc_composefs.erofs import write_image
 
 from bootc_core.errors import ContentError, StorageError
 from bootc_core.fs import verity
-from bootc_core.oci.tree import Node, walk
+from bootc_core.models.tree import Node, walk
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "composefs"
 C_VECTORS = json.loads((VECTORS / "images.json").read_bytes())["vectors"]

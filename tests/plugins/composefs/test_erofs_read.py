@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from bootc_core import limits
 from bootc_core.errors import ContentError
-from bootc_core.oci.tree import Node, lookup, walk
+from bootc_core.models.tree import Node, lookup, walk
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "composefs"
 C_VECTORS = json.loads((VECTORS / "images.json").read_bytes())["vectors"]

@@ -22,7 +22,7 @@ from bootc_composefs.erofs import write_image
 from bootc_composefs.erofs_format import backing_path, is_whiteout
 
 from bootc_core.fs import verity
-from bootc_core.oci.tree import Node, walk
+from bootc_core.models.tree import Node, walk
 
 pytestmark = pytest.mark.real
 

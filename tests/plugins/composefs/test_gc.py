@@ -13,7 +13,7 @@ from bootc_composefs.repository import Repository
 
 from bootc_core.errors import BootcError, StorageError
 from bootc_core.fs import atomic
-from bootc_core.oci.tree import Node
+from bootc_core.models.tree import Node
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from bootc_composefs.repository import Repository, quote_tag
 
 from bootc_core.errors import BootcError, StorageError
 from bootc_core.fs import atomic, verity
-from bootc_core.oci.tree import Node
+from bootc_core.models.tree import Node
 
 VECTORS = Path(__file__).parents[2] / "vectors/composefs/splitstream"
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from bootc_core.errors import ContentError
 from bootc_core.fs import verity
+from bootc_core.models.tree import Node, lookup, walk
 from bootc_core.oci import selinux
-from bootc_core.oci.tree import Node, lookup, walk
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "composefs"
 CASES = json.loads((VECTORS / "boot.json").read_bytes())["vectors"]

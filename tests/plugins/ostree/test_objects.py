@@ -5,10 +5,9 @@ import shutil
 import subprocess
 
 import pytest
+from bootc_ostree import objects, variant
 from hypothesis import given
 from hypothesis import strategies as st
-
-from bootc_ostree import objects, variant
 
 
 def ostree(*arguments):
