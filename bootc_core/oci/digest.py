@@ -6,13 +6,16 @@ What flows through is hostile until ``finish`` returned: use it for staging only
 from __future__ import annotations
 
 import hashlib
+import queue
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeVar
 
 from bootc_core.errors import ContentError, printable
 
 _DIGEST: Final = re.compile(r"(sha256):[0-9a-f]{64}|(sha384):[0-9a-f]{96}|(sha512):[0-9a-f]{128}")
+_WAITING: Final = 8  # chunks, so at most 8 MiB
 Chunk = TypeVar("Chunk", bytes, memoryview, bytes | memoryview)
 
 
@@ -60,7 +63,13 @@ class Verifier:
                 hint="the source served damaged or different data; retry, or check the mirror",
                 catalogue="INT",
             )
+        self._take(chunk)
+
+    def _take(self, chunk: bytes | memoryview) -> None:
         self._hash.update(chunk)
+
+    def close(self) -> None:
+        """Nothing to release here."""
 
     def finish(self) -> None:
         """Say that no byte follows.
@@ -87,6 +96,43 @@ class Verifier:
                 hint="the source served damaged or different data; retry, or check the mirror",
                 catalogue="INT",
             )
+
+
+class ThreadedVerifier(Verifier):
+    """The same on a thread of its own, for a processor that would be idle; OpenSSL works without the interpreter's lock.
+
+    Chunks are used after ``update`` returned, so they must not change; at most ``_WAITING`` of them wait. ``close`` ends
+    the thread, whether ``finish`` was called or not.
+    """
+
+    __slots__ = ("_chunks", "_free", "_thread")
+
+    def __init__(self, digest: str, size: int | None, what: str) -> None:
+        """As `Verifier`; starts the thread."""
+        super().__init__(digest, size, what)
+        self._chunks: queue.SimpleQueue[bytes | memoryview | None] = queue.SimpleQueue()
+        self._free = threading.Semaphore(_WAITING)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (chunk := self._chunks.get()) is not None:
+            self._hash.update(chunk)
+            self._free.release()
+
+    def _take(self, chunk: bytes | memoryview) -> None:
+        self._free.acquire()
+        self._chunks.put(chunk)
+
+    def finish(self) -> None:
+        """As `Verifier.finish`."""
+        self.close()
+        super().finish()
+
+    def close(self) -> None:
+        """Let the thread hash what it has, and end it."""
+        self._chunks.put(None)
+        self._thread.join()
 
 
 def verified(chunks: Iterable[Chunk], digest: str, size: int | None, what: str) -> Iterator[Chunk]:

@@ -68,17 +68,18 @@ class Download:
         Raises:
             TransportError: retries do not help, or the byte budget is used up.
         """
-        if self._end - self.position < len(buffer):
+        # Only a part is cut at its end: of the whole, a byte too many is for the caller to see and refuse.
+        if self._end < self._size and self._end - self.position < len(buffer):
             buffer = buffer[: self._end - self.position]
         while True:
             try:
-                if not buffer:
+                if not buffer or (self._reply is None and self.position == self._end):
                     self.close()
                     return 0
                 if self._reply is None:
                     self._reply = self._open()
                 count = self._read(self._reply, buffer)
-                if not count:
+                if not count and self.position < self._end:
                     self._ended_early()
             except TransportError as problem:
                 self.close()

@@ -141,12 +141,14 @@ async def import_layers(
     """
     unique = {job.diff_id: job for job in jobs}
     run = _Run(image, sink, sink_options, staging, emit, transaction)
+    cores = len(os.sched_getaffinity(0))
     queue = deque(
         job
         for job in sorted(unique.values(), key=lambda job: -job.descriptor.size)
         if not run.take(job)
     )
-    count = min(workers or len(os.sched_getaffinity(0)), len(queue), limits.WORKERS)
+    count = min(workers or cores, len(queue), limits.WORKERS)
+    run.spare = count < cores
     try:
         async with AsyncExitStack() as stack:
             directories = _open_directories(stack, staging, pass_directories)
@@ -203,6 +205,7 @@ class _Run:
         self.image, self.sink, self.options, self.staging = image, sink, options, staging
         self.emit, self.transaction = emit, transaction
         self.results: dict[str, LayerResult] = {}
+        self.spare = False  # fewer workers than processors
         self.limits = budget.CURRENT.get()
         self.boot = _BOOT_ID.read_text().strip()
         self.path = _home_of(sink)
@@ -256,6 +259,7 @@ class _Run:
             "staging": directories[""],
             "sink": self.sink,
             "path": self.path,
+            "spare": self.spare,
             "spool_bytes": limits.SPOOL_LAYER_BYTES,
             "retry_wait_s": limits.RETRY_WAIT_S,
             "limits": self.limits.to_json() if self.limits else None,

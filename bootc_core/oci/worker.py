@@ -10,7 +10,8 @@ order of ``attached``; standard output answers in JSON lines:
        "source": {"kind": "http", "url": …, "headers": [[…, …]], "tls": {…}} | {"kind": "file", "offset": 0, "length": 5}
                  | {"kind": "pipe"},
        "attached": ["source"], "staging": 7, "sink": "module:Class", "path": "/where/it/is", "options": {…},
-       "spool_bytes": 262144, "retry_wait_s": 0.5, "limits": {"descriptor": 9, "rate": null, "most": 100000000} | null}
+       "spool_bytes": 262144, "retry_wait_s": 0.5, "limits": {"descriptor": 9, "rate": null, "most": 100000000} | null,
+       "spare": false}                     spare: there are more processors than workers
     ◀ {"job": 2, …, "recheck": {…}}        only ask the sink whether the finished layer is whole
     ▶ {"event": "progress", "job": 1, "bytes": 4}
     ▶ {"event": "done", "job": 1, "bytes": 5, "bytes_uncompressed": 1024, "entries": 0, "sink": {…}}
@@ -43,7 +44,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from bootc_core import limits
 from bootc_core.errors import BootcError, ContentError, TransportError, printable
 from bootc_core.oci.compression import decompress
-from bootc_core.oci.digest import Verifier
+from bootc_core.oci.digest import ThreadedVerifier, Verifier
 from bootc_core.oci.tar import Splitter
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ class Worker:
     ) -> dict[str, Any]:
         what: str = job["what"]
         blob_check = Verifier(job["digest"], job["size"], what)
-        diff_check = Verifier(job["diff_id"], None, f"{what}, uncompressed,")
+        diff_check = self._diff_check(job)
         spool = None
         if job["source"]["kind"] == "http" and job["size"] > job.get(
             "spool_bytes", limits.SPOOL_LAYER_BYTES
@@ -284,10 +285,12 @@ class Worker:
             splitter = Splitter(sink, what)
             try:
                 for piece in decompress(blob, job["compression"], what):
-                    diff_check.update(piece)
+                    if diff_check is not None:
+                        diff_check.update(piece)
                     splitter.feed(piece)
                 splitter.close()
-                diff_check.finish()
+                if diff_check is not None:
+                    diff_check.finish()
                 answer = sink.finish()
             except BaseException as problem:
                 sink.abort()
@@ -305,14 +308,23 @@ class Worker:
             raise
         finally:
             blob.close()
+            if diff_check is not None:
+                diff_check.close()
             if spool is not None:
                 spool.drop() if done else spool.close()
         return {
             "bytes": blob_check.bytes,
-            "bytes_uncompressed": diff_check.bytes,
+            "bytes_uncompressed": splitter.bytes,
             "entries": splitter.entries,
             "sink": answer,
         }
+
+    def _diff_check(self, job: dict[str, Any]) -> Verifier | None:
+        """What hashes the archive; None where that would be the blob's hash a second time."""
+        if job["compression"] == "none" and job["digest"] == job["diff_id"]:
+            return None
+        kind = ThreadedVerifier if job.get("spare") and job["compression"] != "none" else Verifier
+        return kind(job["diff_id"], None, f"{job['what']}, uncompressed,")
 
     def _open(
         self, job: dict[str, Any], attached: dict[str, int], spool: _Spool | None

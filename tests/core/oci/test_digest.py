@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.archives import refusal
+
 from bootc_core.errors import ContentError
-from bootc_core.oci.digest import Verifier, verified
+from bootc_core.oci.digest import ThreadedVerifier, Verifier, verified
 
 
 def digest(data: bytes, algorithm: str = "sha256") -> str:
@@ -23,6 +26,26 @@ def test_true_promises_are_kept(chunks, algorithm, sized):
     data = b"".join(chunks)
     size = len(data) if sized else None
     assert list(verified(chunks, digest(data, algorithm), size, "blob")) == chunks
+
+
+@given(st.lists(st.binary(max_size=50), max_size=30), st.booleans())
+def test_on_a_thread(chunks, right):
+    data = b"".join(chunks)
+    check = ThreadedVerifier(digest(data if right else data + b"x"), None, "blob")
+    for chunk in chunks:
+        check.update(chunk)
+    problem = refusal(check.finish)
+    check.close()
+    assert (problem is None, check.bytes) == (right, len(data))
+
+
+def test_thread_ends_without_finish():
+    before = threading.active_count()
+    check = ThreadedVerifier(digest(b""), None, "blob")
+    check.update(b"x")
+    check.close()
+    check.close()
+    assert threading.active_count() == before
 
 
 def test_another_digest():

@@ -165,6 +165,14 @@ def test_it_ends_with_its_parent(tmp_path):
     os.close(worker)
 
 
+@pytest.mark.parametrize("diff_id", [TAR, TAR + b"x"])
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_archive_hashed_on_a_thread(client, compression, diff_id):
+    blob = TAR if compression == "none" else gzip.compress(TAR)
+    answer = client.run(blob, compression=compression, spare=True, diff_id=sha(diff_id))
+    assert answer["event"] == ("done" if diff_id == TAR else "failed")
+
+
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
 def test_z06_every_flipped_bit_is_a_digest_mismatch(client, compression):
     """Whatever the damaged bytes look like to the decoder and the tar reader: what is unproven is not believed."""
