@@ -6,6 +6,11 @@
     [boot]
     bootloader = "systemd-boot"
 
+    [network]
+    max-rate = "5M"                  # bytes a second of all downloads together, or a number
+    max-bytes = "2G"                 # bytes of layers that one run may fetch; the next goes on from there
+    on-metered = "refuse"            # or "ignore": whether updates wait while NetworkManager calls the line metered
+
     [plugins]
     blocked = ["NAME", ...]
 
@@ -20,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bootc_core import paths
-from bootc_core.errors import ConfigError, printable
+from bootc_core.errors import ConfigError, UsageError, printable
 from bootc_core.fs.trusted import read_trusted
 
 
@@ -31,6 +36,9 @@ class Config:
     backend: str = "composefs"
     bootloader: str = "systemd-boot"
     blocked: tuple[str, ...] = ()
+    max_rate: int | None = None
+    max_bytes: int | None = None
+    on_metered: str = "ignore"
     sources: dict[str, str] = field(default_factory=dict)
 
 
@@ -38,8 +46,16 @@ class Config:
 _KEYS = {
     "storage.backend": ("backend", "a string"),
     "boot.bootloader": ("bootloader", "a string"),
+    "network.max-rate": ("max_rate", "an amount"),
+    "network.max-bytes": ("max_bytes", "an amount"),
+    "network.on-metered": ("on_metered", "ignore or refuse"),
     "plugins.blocked": ("blocked", "a list of strings"),
 }
+
+
+def fields_by_key() -> dict[str, str]:
+    """``section.key`` to the field of `Config`, in the order of the documentation."""
+    return {key: name for key, (name, _) in _KEYS.items()}
 
 
 def _typed(value: Any, wanted: str) -> Any:
@@ -51,6 +67,15 @@ def _typed(value: Any, wanted: str) -> Any:
         and all(isinstance(item, str) for item in value)
     ):
         return tuple(value)
+    if wanted == "ignore or refuse" and value in ("ignore", "refuse"):
+        return value
+    if wanted == "an amount":
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+        if isinstance(value, str):
+            from bootc_core.net.budget import parse_amount
+
+            return parse_amount(value, "")
     raise ValueError(wanted)
 
 
@@ -78,7 +103,7 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], list[str]]:
                 continue
             try:
                 values[full] = _typed(value, _KEYS[full][1])
-            except ValueError:
+            except (ValueError, UsageError):
                 problems.append(
                     f"{name}: {full} must be {_KEYS[full][1]}, found {printable(repr(value), 60)}"
                 )

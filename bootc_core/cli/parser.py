@@ -66,6 +66,19 @@ def _sysroot(command: argparse.ArgumentParser) -> None:
 def _deploying(command: argparse.ArgumentParser) -> None:
     command.add_argument("--quiet", action="store_true", help="hide progress bars")
     command.add_argument("--reason", default="", help="free text that hooks and the journal see")
+    command.add_argument(
+        "--max-rate", metavar="RATE", help="bytes a second of all downloads together, e.g. 5M"
+    )
+    command.add_argument(
+        "--max-bytes",
+        metavar="SIZE",
+        help="fetch at most so much, e.g. 500M; the next run goes on from there",
+    )
+    command.add_argument(
+        "--allow-metered",
+        action="store_true",
+        help="fetch even where the settings refuse it on a metered line",
+    )
 
 
 def _upgrade(command: argparse.ArgumentParser) -> None:
@@ -169,6 +182,20 @@ def _plugins(command: argparse.ArgumentParser) -> None:
     listing.set_defaults(run="bootc_core.cli.plugins:list_plugins", command="plugins list")
 
 
+def _config(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
+    showing = actions.add_parser(
+        "show",
+        help="what is in force, from which file",
+        description="Print the merged settings, registries and log-ins (no secrets) with the file each came from.",
+    )
+    showing.add_argument("--json", action="store_true", help="machine form")
+    showing.add_argument(
+        "--config-root", metavar="DIR", type=Path, help="take settings from DIR (default: /)"
+    )
+    showing.set_defaults(run="bootc_core.cli.config:show", command="config show")
+
+
 def _completion(command: argparse.ArgumentParser) -> None:
     command.add_argument("shell", choices=("bash", "elvish", "fish", "powershell", "zsh"))
     command.set_defaults(run="bootc_core.cli.completion:completion", command="completion")
@@ -184,6 +211,7 @@ _COMMANDS = (
     ("switch", (), "Follow another image: deploy it and make it boot next.", _switch),
     ("rollback", (), "Make the previous deployment boot next; again: back.", _rollback),
     ("status", (), "Show what is staged, booted, and kept for rollback.", _status),
+    ("config", (), "Show the settings in force.", _config),
     ("plugins", (), "Show the plugins.", _plugins),
     ("completion", (), "Print a completion script for a shell.", _completion),
 )

@@ -7,21 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bootc_core.models.boot import BootPlan, PresentEntry
     from bootc_core.models.host import HostStatus
     from bootc_core.models.reference import ImageReference
     from bootc_core.models.sysroot import Sysroot
 
+Section: TypeAlias = tuple[str, Sequence[tuple[str, str, str]]]
+
 
 @dataclass(frozen=True, slots=True)
 class TransportOffer:
-    """The transports whose references the plugin's ``bootc_resolve`` and ``bootc_fetch`` take."""
+    """The transports whose references the plugin's ``bootc_resolve`` and ``bootc_fetch`` take.
+
+    Attributes:
+        name: for messages.
+        transports: values of ``models.reference.Transport``, e.g. ``("registry",)``.
+        describe: what the plugin's own settings say beneath a configuration root, for ``bootc config show``: sections with
+            rows of key, value and file (empty: the default). Never a secret.
+    """
 
     name: str
-    transports: tuple[str, ...]  # values of models.reference.Transport, e.g. ("registry",)
+    transports: tuple[str, ...]
+    describe: Callable[[Path], Sequence[Section]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from bootc_core.net.http import Pool, Response, request, status_error
 from bootc_core.net.url import Url, is_loopback, parse_url
 from bootc_registry.auth import Authenticator
 from bootc_registry.config import Certificates, Endpoint, load_certificates
-from bootc_registry.credentials import find_credentials
+from bootc_registry.credentials import FILES, find_credentials
 
 _LOG: Final = logging.getLogger(__name__)
 _ACCEPT: Final = ",".join((OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST))
@@ -51,7 +51,7 @@ class RegistryClient:
         root: configuration root.
         endpoint: what to read from.
         pool: keeps connections; the caller closes it.
-        helpers: credential helpers that are configured and not asked, for hints.
+        helpers: who is asked for credentials, in order (`credentials.find_credentials`).
         timeout_s: silence on a connection.
 
     Raises:
@@ -63,7 +63,7 @@ class RegistryClient:
         root: Path,
         endpoint: Endpoint,
         pool: Pool,
-        helpers: tuple[str, ...] = (),
+        helpers: tuple[str, ...] = (FILES,),
         timeout_s: float = limits.READ_TIMEOUT_S,
     ) -> None:
         name = endpoint.name
@@ -78,14 +78,13 @@ class RegistryClient:
         self._root = root
         self._insecure = endpoint.insecure
         self._pool = pool
-        self._helpers = helpers
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._tls: dict[str, TlsOptions] = {}
         certificates = load_certificates(root, name.domain)
         self._tls[name.host] = self._options(certificates)
         self._schemes = _schemes(name.host, endpoint.insecure, certificates.configured)
-        self._credentials = find_credentials(root, name)
+        self._credentials = find_credentials(root, name, helpers=helpers)
         self._auth: Authenticator | None = None
         self._base: Url | None = None
         self._handed_out: dict[str, int] = {}
@@ -324,8 +323,6 @@ class RegistryClient:
             hint = f"the credentials for {self.name.domain} do not allow it, or there is no such image; log in again: {login}"
         else:
             hint = "check the spelling of repository and tag"
-        if helpers := self._helpers:
-            hint += f" (credential helpers are not asked: {printable(', '.join(helpers))})"
         error.hint = hint
         return error
 

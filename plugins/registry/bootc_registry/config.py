@@ -3,8 +3,11 @@
     name ──longest matching [[registry]]──▶ mirrors in order, then the primary ──▶ Endpoint(s)
 
     main file       first of  ~/.config/containers (not for root), /etc/containers, /usr/share/containers
-    drop-ins        registries.conf.d/*.conf of the same places, lowest first; a file in a higher place masks its name
-    certs.d/HOST/   *.crt more authorities; NAME.cert with NAME.key the client's pair
+    drop-ins        registries.conf.d/*.conf of the same places, and of the two system places registries.rootful.conf.d (root)
+                    or registries.rootless.conf.d and its UID/ (others); a file in a higher place masks its name
+    environment     $CONTAINERS_REGISTRIES_CONF (older: $REGISTRIES_CONFIG_PATH) instead of all of them,
+                    $CONTAINERS_REGISTRIES_CONF_OVERRIDE after all of them
+    certs.d/HOST/   *.crt more authorities; NAME.cert with NAME.key the client's pair; certs.rootful.d, certs.rootless.d too
 
 Paths are beneath the configuration root. The logical name stays what policies and users see; endpoints are physical.
 """
@@ -14,16 +17,17 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from bootc_core.errors import ConfigError, UsageError, printable
 from bootc_core.fs.trusted import read_trusted
 from bootc_core.models.reference import RegistryName
+from bootc_registry.credentials import FILES
 
-_FILE_LOGIC: Final = "containers-auth.json"  # the "helper" that stands for auth files
 _PULLS: Final = ("all", "digest-only", "tag-only")
+_MODES: Final = ("enforcing", "permissive", "disabled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +69,49 @@ class Registries:
     """What registries.conf and its drop-ins say; without files: every name is fetched from where it says."""
 
     entries: Mapping[str, _Registry]
-    credential_helpers: tuple[str, ...] = (_FILE_LOGIC,)
+    credential_helpers: tuple[str, ...] = (FILES,)
+    aliases: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    values: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
-    @property
-    def foreign_helpers(self) -> tuple[str, ...]:
-        """Configured credential helpers, which this program does not ask."""
-        return tuple(name for name in self.credential_helpers if name != _FILE_LOGIC)
+    def refuse_alias(self, written: str) -> None:
+        """A host's system must not come from whatever an alias means today: the full name has to be written.
+
+        Raises:
+            ConfigError: ``short-name``: ``written`` is a name for which there is an alias.
+        """
+        bare = written.partition("@")[0]
+        head, slash, last = bare.rpartition("/")
+        bare = f"{head}{slash}{last.partition(':')[0]}"
+        first = bare.partition("/")[0]
+        if ("/" in bare and ("." in first or ":" in first or first == "localhost")) or (
+            bare not in self.aliases
+        ):
+            return
+        full, source = self.aliases[bare]
+        if _same(bare, full):
+            return
+        raise ConfigError(
+            f"{printable(bare)} is a short name, for which an operating system is not looked up",
+            reference="short-name",
+            found=f"{source} has it as an alias of {printable(full)}",
+            hint=f"write the full name: {printable(full)}{printable(written[len(bare) :])}",
+        )
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """Every value in force: key, value, the file it came from (empty: the default)."""
+        told = [(key, *value) for key, value in self.values.items()]
+        if "credential-helpers" not in self.values:
+            told.append(("credential-helpers", ", ".join(self.credential_helpers), ""))
+        told += [(f"alias {name}", *value) for name, value in sorted(self.aliases.items())]
+        for prefix, entry in sorted(self.entries.items()):
+            words = [entry.location or "(the host itself)"]
+            words += ["insecure"] * entry.insecure + ["blocked"] * entry.blocked
+            told.append((f"registry {prefix}", ", ".join(words), entry.source))
+            for number, mirror in enumerate(entry.mirrors, 1):
+                words = [mirror.location, *["insecure"] * mirror.insecure]
+                words += [f"for {mirror.pull}"] * (mirror.pull != "all")
+                told.append((f"registry {prefix} mirror {number}", ", ".join(words), entry.source))
+        return told
 
     def endpoints(self, name: RegistryName) -> list[Endpoint]:
         """Endpoints for ``name`` in the order in which they are tried; the primary is last.
@@ -95,6 +136,15 @@ class Registries:
             Endpoint(primary, entry.insecure, blocked=entry.source if entry.blocked else "")
         )
         return found
+
+
+def _same(written: str, full: str) -> bool:
+    """Whether an alias means what the name means without it (``docker.io``)."""
+    try:
+        one, other = RegistryName.parse(written), RegistryName.parse(full)
+    except UsageError:
+        return False
+    return one.repository == other.repository
 
 
 def _matched(prefix: str, name: RegistryName) -> str:
@@ -158,10 +208,8 @@ class _File:
         return text
 
 
-def parse_registries(
-    data: bytes, source: str
-) -> tuple[dict[str, _Registry], tuple[str, ...] | None]:
-    """Registries by prefix, and credential helpers (None: not said), of one file.
+def parse_registries(data: bytes, source: str) -> Registries:
+    """What one file says.
 
     Raises:
         ConfigError: ``bad-registries-conf``, naming file and key.
@@ -184,10 +232,24 @@ def parse_registries(
             raise file.fail(where, "a table", table)
         entry = _entry(file, table, where)
         entries.setdefault(entry.prefix, entry)  # the first of a file counts
-    helpers = None
-    if "credential-helpers" in document:
-        helpers = tuple(map(str, file.get(document, "credential-helpers", list, [])))
-    return entries, helpers
+    values: dict[str, tuple[str, str]] = {}
+    helpers: tuple[str, ...] = (FILES,)
+    for key in ("credential-helpers", "unqualified-search-registries"):
+        if key in document:
+            items = tuple(map(str, file.get(document, key, list, [])))
+            values[key] = (", ".join(map(printable, items)) or "(none)", source)
+            helpers = items if key == "credential-helpers" else helpers
+    if "short-name-mode" in document:
+        mode = file.get(document, "short-name-mode", str, "")
+        if mode not in _MODES:
+            raise file.fail("short-name-mode", " or ".join(_MODES), mode)
+        values["short-name-mode"] = (mode, source)
+    aliases = {}
+    for name, full in file.get(document, "aliases", dict, {}).items():
+        if not isinstance(full, str):
+            raise file.fail(f"aliases: {name}", "a string", full)
+        aliases[name] = (full, source)
+    return Registries(entries, helpers, aliases, values)
 
 
 def _entry(file: _File, table: Mapping[str, Any], where: str) -> _Registry:
@@ -230,19 +292,33 @@ def _places(root: Path, environ: Mapping[str, str]) -> list[Path]:
     return places
 
 
-def load_registries(root: Path, environ: Mapping[str, str] = os.environ) -> Registries:
-    """The configuration beneath ``root``; ``$CONTAINERS_REGISTRIES_CONF`` replaces all of it.
+def _own(kind: str, directory: Path) -> list[Path]:
+    """The directories for ``kind`` (``registries.conf``, ``certs``) in one of the system's places, lowest first."""
+    suffix = ".d"
+    plain = directory / f"{kind}{suffix}"
+    stem, _, extension = kind.partition(".")
+    rest = f".{extension}{suffix}" if extension else suffix
+    if os.geteuid() == 0:
+        return [plain, directory / f"{stem}.rootful{rest}"]
+    rootless = directory / f"{stem}.rootless{rest}"
+    return [plain, rootless, rootless / str(os.geteuid())]
+
+
+def registry_files(root: Path, environ: Mapping[str, str] = os.environ) -> list[Path]:
+    """The files that count, lowest first.
 
     Raises:
-        ConfigError: a file cannot be read or is wrong.
+        ConfigError: a variable names one that is not there.
     """
-    files: list[Path] = []
-    if explicit := environ.get("CONTAINERS_REGISTRIES_CONF"):
-        if not Path(explicit).exists():
+    explicit = environ.get("CONTAINERS_REGISTRIES_CONF") or environ.get("REGISTRIES_CONFIG_PATH")
+    override = environ.get("CONTAINERS_REGISTRIES_CONF_OVERRIDE")
+    for name in (explicit, override):
+        if name and not Path(name).exists():
             raise ConfigError(
-                f"$CONTAINERS_REGISTRIES_CONF names {printable(explicit)}, which is not there",
+                f"the environment names {printable(name)}, which is not there",
                 reference="unreadable",
             )
+    if explicit:
         files = [Path(explicit)]
     else:
         places = _places(root, environ)
@@ -250,22 +326,40 @@ def load_registries(root: Path, environ: Mapping[str, str] = os.environ) -> Regi
         files = [path for path in mains if path.exists()][:1]
         dropins: dict[str, Path] = {}
         for place in reversed(places):
-            directory = place / "registries.conf.d"
-            if directory.is_dir():
-                dropins |= {
-                    path.name: path for path in directory.iterdir() if path.suffix == ".conf"
-                }
+            system = place.is_relative_to(root / "usr") or place.is_relative_to(root / "etc")
+            for directory in (
+                _own("registries.conf", place) if system else [place / "registries.conf.d"]
+            ):
+                if directory.is_dir():
+                    dropins |= {
+                        path.name: path for path in directory.iterdir() if path.suffix == ".conf"
+                    }
         files += [dropins[name] for name in sorted(dropins)]
+    return files + ([Path(override)] if override else [])
+
+
+def load_registries(root: Path, environ: Mapping[str, str] = os.environ) -> Registries:
+    """The configuration beneath ``root``, merged: values override, lists replace, aliases and registries merge by name.
+
+    Raises:
+        ConfigError: a file cannot be read or is wrong.
+    """
     entries: dict[str, _Registry] = {}
-    helpers: tuple[str, ...] = (_FILE_LOGIC,)
-    for path in files:
+    aliases: dict[str, tuple[str, str]] = {}
+    values: dict[str, tuple[str, str]] = {}
+    helpers: tuple[str, ...] = (FILES,)
+    for path in registry_files(root, environ):
         data = read_trusted(path, root=root)
         if data is None:
             continue
-        found, named = parse_registries(data, printable(str(path)))
-        entries |= found
-        helpers = helpers if named is None else named
-    return Registries(entries, helpers)
+        found = parse_registries(data, printable(str(path)))
+        entries |= found.entries
+        aliases |= found.aliases
+        values |= found.values
+        if "credential-helpers" in found.values:
+            helpers = found.credential_helpers
+    kept = {name: alias for name, alias in aliases.items() if alias[0]}  # an empty one erases
+    return Registries(entries, helpers, kept, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +380,10 @@ def load_certificates(
     Raises:
         ConfigError: half of a client's pair is missing.
     """
-    places = [place / "certs.d" for place in _places(root, environ)]
+    places: list[Path] = []
+    for place in _places(root, environ):
+        system = place.is_relative_to(root / "usr") or place.is_relative_to(root / "etc")
+        places += reversed(_own("certs", place)[:2]) if system else [place / "certs.d"]
     for place in [*places, root / "etc/docker/certs.d"]:
         directory = place / host
         if directory.is_dir():

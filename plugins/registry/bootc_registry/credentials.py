@@ -1,4 +1,6 @@
-"""Credentials from the auth files: which file, which entry.
+"""Credentials from the auth files and credential helpers: who is asked, which file, which entry.
+
+    credential-helpers = ["containers-auth.json", "NAME"]     of registries.conf: who is asked, in order (default: the files)
 
     {"auths": {"host[:port][/namespace[/repository]]": {"auth": base64("user:password"), "identitytoken": "…"}},
      "credHelpers": {"host": "name"}}
@@ -9,7 +11,8 @@
                 $XDG_RUNTIME_DIR/containers, $XDG_CONFIG_HOME/containers   auth.json, and Docker's config.json:
                                                                 the first with an entry for the name
 
-Without a file, root is anonymous: personal log-ins of the user root never count. Secrets are in no ``repr`` and no error.
+A ``credHelpers`` entry sends the question to ``docker-credential-NAME`` (`helpers`). Without a file or helper, root is anonymous:
+personal log-ins of the user root never count. Secrets are in no ``repr`` and no error.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -51,28 +54,79 @@ class Credentials:
         return "Basic " + base64.b64encode(pair).decode("ascii")
 
 
+FILES: Final = "containers-auth.json"
+"""The "helper" that stands for the auth files."""
+
+
 def find_credentials(
-    root: Path, name: RegistryName, environ: Mapping[str, str] = os.environ
+    root: Path,
+    name: RegistryName,
+    environ: Mapping[str, str] = os.environ,
+    helpers: Sequence[str] = (FILES,),
 ) -> Credentials | None:
     """The credentials for ``name`` (of the endpoint that is contacted), or None: be anonymous.
 
+    Args:
+        root: configuration root.
+        name: repository and host.
+        environ: for the places of files and programs.
+        helpers: who is asked, in order: ``FILES``, or names of credential helpers.
+
     Raises:
-        ConfigError: a file cannot be read, is malformed, or names a credential helper for this registry.
+        ConfigError: a file cannot be read or is malformed, or a helper fails.
     """
-    for path in _files(root, environ):
+    from bootc_registry.helpers import ask_helper
+
+    for helper in helpers:
+        found = (
+            _from_files(root, name, environ)
+            if helper == FILES
+            else ask_helper(helper, name.domain, "registries.conf", environ)
+        )
+        if found:
+            return found
+    return None
+
+
+def _from_files(root: Path, name: RegistryName, environ: Mapping[str, str]) -> Credentials | None:
+    for path in auth_files(root, environ):
         data = read_trusted(_inside(root, path), root=root)
         if data is None:
             raise ConfigError(
                 f"there is no auth file {printable(str(path))}", reference="unreadable"
             )
         _warn_if_readable(_inside(root, path))
-        found = parse_auth(data, name, printable(str(path)))
+        found = parse_auth(data, name, printable(str(path)), environ)
         if found:
             return found
     return None
 
 
-def _files(root: Path, environ: Mapping[str, str]) -> list[Path]:
+def describe_auth(
+    root: Path, environ: Mapping[str, str] = os.environ
+) -> list[tuple[str, str, str]]:
+    """What the files that count hold, without any secret: key, kind, file.
+
+    Raises:
+        ConfigError: as ``find_credentials``.
+    """
+    told = []
+    for path in auth_files(root, environ):
+        data = read_trusted(_inside(root, path), root=root)
+        if data is None:
+            continue
+        source = printable(str(path))
+        document = parse_json(data, source, error=ConfigError, catalogue="CFG")
+        for key, helper in _table(document, "credHelpers", source).items():
+            told.append((key, f"helper docker-credential-{helper}", source))
+        for key, entry in _table(document, "auths", source).items():
+            fields = entry if isinstance(entry, dict) else {}
+            kind = "user and password" if fields.get("auth") else "nothing"
+            told.append((key, "identity token" if fields.get("identitytoken") else kind, source))
+    return told
+
+
+def auth_files(root: Path, environ: Mapping[str, str]) -> list[Path]:
     """The files to look into, in order."""
     if explicit := environ.get("REGISTRY_AUTH_FILE"):
         return [Path(explicit)]
@@ -125,23 +179,26 @@ def _warn_if_readable(path: Path) -> None:
         )
 
 
-def parse_auth(data: bytes, name: RegistryName, source: str) -> Credentials | None:
+def parse_auth(
+    data: bytes, name: RegistryName, source: str, environ: Mapping[str, str] = os.environ
+) -> Credentials | None:
     """The credentials for ``name`` in an auth file, or None.
 
-    The most specific key counts: repository, namespaces, host; then old spellings (a URL, Docker Hub's other names).
+    A helper that the file names for the host is asked instead. Otherwise the most specific key counts: repository,
+    namespaces, host; then old spellings (a URL, Docker Hub's other names).
 
     Raises:
-        ConfigError: malformed, or a credential helper is named for the host.
+        ConfigError: malformed, or the helper fails.
     """
     document = parse_json(data, source, error=ConfigError, catalogue="CFG")
     auths = _table(document, "auths", source)
     helpers = _table(document, "credHelpers", source)
     if (helper := helpers.get(name.domain)) is not None:
-        raise ConfigError(
-            f"{source} names the credential helper {printable(str(helper), 60)!r} for {name.domain}",
-            reference="credential-helper",
-            hint="credential helpers are not asked; put the credentials into the file's auths table",
-        )
+        from bootc_registry.helpers import ask_helper
+
+        if not isinstance(helper, str):
+            raise _bad(source, f"credHelpers of {name.domain}", "a string")
+        return ask_helper(helper, name.domain, source, environ)
     scope = name.repository
     keys = [scope]
     while "/" in scope:

@@ -57,7 +57,7 @@ async def resolve(
             digest = (await _read(client.get_manifest, client.name.target, what)).digest
         return digest
 
-    return await _first(root, name, ask, timeout_s)
+    return await _first(root, reference, ask, timeout_s)
 
 
 async def fetch(
@@ -76,18 +76,23 @@ async def fetch(
         ConfigError: registries.conf, certs.d or an auth file is wrong.
     """
     name = reference.registry_name()
-    return await _first(root, name, partial(_fetch_from, reference, name), timeout_s)
+    return await _first(root, reference, partial(_fetch_from, reference, name), timeout_s)
 
 
 async def _first(
-    root: Path, name: RegistryName, ask: Callable[[RegistryClient], Awaitable[T]], timeout_s: float
+    root: Path,
+    reference: ImageReference,
+    ask: Callable[[RegistryClient], Awaitable[T]],
+    timeout_s: float,
 ) -> T:
     """What the first endpoint that works answers."""
     registries = await trio.to_thread.run_sync(load_registries, root)
+    registries.refuse_alias(reference.name)
+    name = reference.registry_name()
     notes: list[str] = []
     with Pool() as pool:
         for endpoint in registries.endpoints(name):
-            helpers = registries.foreign_helpers
+            helpers = registries.credential_helpers
             client = await trio.to_thread.run_sync(
                 RegistryClient, root, endpoint, pool, helpers, timeout_s
             )

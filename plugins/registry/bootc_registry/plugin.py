@@ -9,6 +9,9 @@ from bootc_core.hooks.markers import hookimpl
 from bootc_core.hooks.offers import TransportOffer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bootc_core.hooks.offers import Section
     from bootc_core.models.context import Context
     from bootc_core.models.image import FetchedImage
     from bootc_core.models.reference import ImageReference
@@ -20,7 +23,19 @@ _TRANSPORT = "registry"
 @hookimpl
 def bootc_register_transports() -> Sequence[TransportOffer]:
     """Registries that speak the distribution protocol."""
-    return [TransportOffer("registry", (_TRANSPORT,))]
+    return [TransportOffer("registry", (_TRANSPORT,), _describe)]
+
+
+def _describe(root: Path) -> list[Section]:
+    from bootc_registry.config import load_registries, registry_files
+    from bootc_registry.credentials import describe_auth
+
+    files = [(str(path), "read", "") for path in registry_files(root)]
+    return [
+        ("registries.conf", load_registries(root).describe()),
+        ("registries.conf files", files),
+        ("credentials", describe_auth(root)),
+    ]
 
 
 @hookimpl

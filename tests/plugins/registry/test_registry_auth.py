@@ -420,11 +420,80 @@ def test_absent_tables_mean_anonymous():
         assert parse_auth(data, NAME, "auth.json") is None
 
 
-def test_credential_helpers_are_named():
-    data = json.dumps({"credHelpers": {NAME.domain: "ecr-login"}}).encode()
-    with pytest.raises(ConfigError, match="names the credential helper 'ecr-login'") as caught:
-        parse_auth(data, NAME, "auth.json")
+def helper(tmp_path, body: str, name: str = "test") -> dict[str, str]:
+    """An environment with a ``docker-credential-NAME`` that is a shell script."""
+    path = tmp_path / f"docker-credential-{name}"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+
+
+HELPERS = json.dumps(
+    {"credHelpers": {NAME.domain: "test"}, "auths": {NAME.domain: {"auth": "eDp5"}}}
+).encode()
+
+
+def test_a_credential_helper_is_asked_for_its_host(tmp_path):
+    environ = helper(
+        tmp_path,
+        f"""[ "$1" = get ] || exit 3
+cat > {tmp_path}/asked
+echo '{{"ServerURL": "x", "Username": "reader", "Secret": "canary-secret"}}'""",
+    )
+    found = parse_auth(HELPERS, NAME, "auth.json", environ)
+    assert (found.username, found.password) == ("reader", "canary-secret")
+    assert (tmp_path / "asked").read_text() == NAME.domain
+    assert "canary" not in repr(found)
+
+
+def test_a_helper_may_know_an_identity_token(tmp_path):
+    environ = helper(tmp_path, """echo '{"Username": "<token>", "Secret": "t0ken"}'""")
+    assert parse_auth(HELPERS, NAME, "auth.json", environ).identity_token == "t0ken"
+
+
+def test_a_helper_that_has_none_means_anonymous(tmp_path):
+    environ = helper(tmp_path, "echo credentials not found in native keychain; exit 1")
+    assert parse_auth(HELPERS, NAME, "auth.json", environ) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("echo the vault is locked; exit 1", "the vault is locked"),
+        ("exit 7", "status 7"),
+        ("echo canary-secret", "not JSON"),
+        ("echo '{}'", "no usable Username"),
+        ("""echo '{"Username": "a", "Secret": "b\\\\nInjected: x"}'""", "no usable"),
+    ],
+)
+def test_a_helper_that_fails_is_named(tmp_path, body, found):
+    environ = helper(tmp_path, body)
+    with pytest.raises(ConfigError) as caught:
+        parse_auth(HELPERS, NAME, "auth.json", environ)
     assert caught.value.reference == "credential-helper"
+    assert "docker-credential-test" in caught.value.message
+    assert found in caught.value.found
+    assert "canary" not in str(caught.value.to_json())
+
+
+@pytest.mark.parametrize("name", ["gone", "../evil", "", "a b"])
+def test_a_helper_that_is_not_there(tmp_path, name):
+    data = json.dumps({"credHelpers": {NAME.domain: name}}).encode()
+    with pytest.raises(ConfigError) as caught:
+        parse_auth(data, NAME, "auth.json", {"PATH": str(tmp_path)})
+    assert caught.value.reference == "credential-helper"
+
+
+def test_registries_conf_says_who_is_asked_in_which_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    environ = helper(tmp_path, """echo '{"Username": "from", "Secret": "helper"}'""")
+    path = tmp_path / "etc/ostree/auth.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"auths": {NAME.domain: {"auth": "ZnJvbTpmaWxl"}}}))
+    path.chmod(0o600)
+    first = find_credentials(tmp_path, NAME, environ, ("containers-auth.json", "test"))
+    second = find_credentials(tmp_path, NAME, environ, ("test", "containers-auth.json"))
+    assert (first.password, second.password) == ("file", "helper")
 
 
 def test_secrets_are_in_no_repr():

@@ -21,8 +21,7 @@ DIGEST = "sha256:" + "0" * 64
 
 
 def registries(text: str) -> Registries:
-    entries, helpers = parse_registries(text.encode(), "registries.conf")
-    return Registries(entries, helpers or ())
+    return parse_registries(text.encode(), "registries.conf")
 
 
 def endpoints(text: str, name: str) -> list[tuple[str, bool]]:
@@ -163,6 +162,8 @@ def test_blocked_counts_when_the_primary_is_contacted(tmp_path):
             "pull-from-mirror",
         ),
         ("credential-helpers = 'x'", "credential-helpers"),
+        ("short-name-mode = 'x'", "short-name-mode"),
+        ("[aliases]\na = 1", "aliases: a"),
     ],
 )
 def test_c01_errors_name_file_and_key(text, named):
@@ -235,12 +236,84 @@ def test_c03_a_file_that_others_can_change(tmp_path, monkeypatch):
 
 
 def test_credential_helpers(tmp_path):
-    assert load_registries(tmp_path, {}).foreign_helpers == ()
+    assert load_registries(tmp_path, {}).credential_helpers == ("containers-auth.json",)
     (tmp_path / "x.conf").write_text(
         'credential-helpers = ["containers-auth.json", "secretservice"]'
     )
     found = load_registries(tmp_path, {"CONTAINERS_REGISTRIES_CONF": str(tmp_path / "x.conf")})
-    assert found.foreign_helpers == ("secretservice",)
+    assert found.credential_helpers == ("containers-auth.json", "secretservice")
+
+
+def test_both_generations_of_places(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    name = RegistryName.parse("quay.io/os:1")
+
+    def location(environ: dict[str, str] | None = None) -> str:
+        return load_registries(tmp_path, environ or {}).endpoints(name)[0].name.domain
+
+    write(tmp_path / "etc/containers/registries.conf.d/50.conf", "plain.example")
+    write(tmp_path / "usr/share/containers/registries.rootful.conf.d/50.conf", "low.example")
+    assert location() == "plain.example"
+    write(tmp_path / "etc/containers/registries.rootful.conf.d/50.conf", "rootful.example")
+    write(tmp_path / "etc/containers/registries.rootless.conf.d/60.conf", "rootless.example")
+    assert location() == "rootful.example"
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert location() == "rootless.example"
+    write(tmp_path / "etc/containers/registries.rootless.conf.d/1000/60.conf", "mine.example")
+    assert location() == "mine.example"
+    write(tmp_path / "last.conf", "last.example")
+    assert (
+        location({"CONTAINERS_REGISTRIES_CONF_OVERRIDE": str(tmp_path / "last.conf")})
+        == "last.example"
+    )
+    assert location({"REGISTRIES_CONFIG_PATH": str(tmp_path / "last.conf")}) == "last.example"
+
+
+ALIASES = """
+unqualified-search-registries = ["quay.io"]
+short-name-mode = "enforcing"
+[aliases]
+"fedora" = "registry.fedoraproject.org/fedora"
+"acme/os" = "quay.io/acme/os"
+"debian" = "docker.io/library/debian"
+"""
+
+
+@pytest.mark.parametrize(
+    ("written", "full"),
+    [
+        ("fedora", "registry.fedoraproject.org/fedora"),
+        ("fedora:42", "registry.fedoraproject.org/fedora:42"),
+        ("acme/os@sha256:" + "0" * 64, "quay.io/acme/os@sha256:" + "0" * 64),
+    ],
+)
+def test_short_names_with_an_alias_are_refused_and_explained(written, full):
+    with pytest.raises(ConfigError) as caught:
+        registries(ALIASES).refuse_alias(written)
+    assert caught.value.reference == "short-name"
+    assert caught.value.hint == f"write the full name: {full}"
+
+
+@pytest.mark.parametrize(
+    "written", ["debian", "docker.io/library/fedora", "localhost/fedora", "quay.io/fedora:1"]
+)
+def test_other_names_have_no_alias(written):
+    registries(ALIASES).refuse_alias(written)
+
+
+def test_an_empty_alias_erases(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    low = tmp_path / "usr/share/containers/registries.conf"
+    low.parent.mkdir(parents=True)
+    low.write_text(ALIASES)
+    high = tmp_path / "etc/containers/registries.conf.d/10.conf"
+    high.parent.mkdir(parents=True)
+    high.write_text('[aliases]\n"fedora" = ""\n')
+    found = load_registries(tmp_path, {})
+    assert list(found.aliases) == ["acme/os", "debian"]
+    assert ("alias acme/os", "quay.io/acme/os", str(low)) in found.describe()
+    assert ("short-name-mode", "enforcing", str(low)) in found.describe()
+    assert ("credential-helpers", "containers-auth.json", "") in found.describe()
 
 
 def test_a_port_that_goes_without_saying(tmp_path):
