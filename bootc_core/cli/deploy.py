@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import trio
 
-from bootc_core.cli import common, environment
+from bootc_core import config as configs
+from bootc_core.cli import common, environment, transfers
 from bootc_core.engine import orchestrator, plan, sysroots
 from bootc_core.engine.notice import read_notice
 from bootc_core.engine.orchestrator import Outcome
@@ -191,6 +192,7 @@ def switch(arguments: argparse.Namespace) -> int:
         reference = ImageReference.make(transport, f"{Path.cwd()}/{reference.name}")
     _need_host(arguments)
     settings, plugins = common.load(arguments)
+    transfers.install(arguments, settings)
     orchestrator.check_providers(plugins)
     plugins.transport(reference.transport.value)
     sysroot = common.sysroot_of(arguments)
@@ -257,6 +259,7 @@ def upgrade(arguments: argparse.Namespace) -> int:
         return _run(lambda: _check(arguments, plugins, storage))
     if arguments.from_downloaded:
         return _run(lambda: _from_downloaded(arguments, plugins, storage))
+    transfers.install(arguments, configs.load(arguments.config_root or Path("/")))
     orchestrator.check_providers(plugins)
 
     async def work() -> int:
