@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from bootc_core import __version__
 from bootc_core.cli import parser as parsers
@@ -18,20 +18,85 @@ if TYPE_CHECKING:
     from bootc_core.errors import BootcError
 
 
+# Set by users (error format, debugging), and by us for site scripts, which may call the command line in turn.
+_ERROR_FORMATS: Final = ("text", "json")
+_VARIABLES: Final = frozenset(
+    {
+        "BOOTC_DEBUG",
+        "BOOTC_ERROR_FORMAT",
+        "BOOTC_API",
+        "BOOTC_HOOK",
+        "BOOTC_PHASE",
+        "BOOTC_SCRIPT",
+        "BOOTC_SYSROOT",
+    }
+)
+
+
 def show_error(error: BootcError) -> None:
     """Print ``error`` on standard error: text, or JSON with ``BOOTC_ERROR_FORMAT=json``."""
-    from bootc_core.render import errors
+    from bootc_core.render import errors, stream
 
     if os.environ.get("BOOTC_ERROR_FORMAT") == "json":
         text = errors.to_json(error)
     else:
         colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
         text = errors.to_text(error, colour=colour)
+    stream.tell(sys.stderr, text)
+
+
+def _look_at_environment() -> None:
+    """Refuse what a variable of ours cannot mean; tell of names that we do not know, which are misspelt most likely.
+
+    Raises:
+        ConfigError: a value is none.
+    """
+    names = [name for name in os.environ if name.startswith("BOOTC_")]
+    if not names:
+        return
+    from bootc_core.errors import ConfigError, printable
+    from bootc_core.render import stream
+
+    value = os.environ.get("BOOTC_ERROR_FORMAT", "text")
+    if value not in _ERROR_FORMATS:
+        raise ConfigError(
+            "the environment variable BOOTC_ERROR_FORMAT has an unknown value",
+            reference="bad-environment",
+            expected=" or ".join(_ERROR_FORMATS),
+            found=printable(value, 40),
+        )
+    for name in sorted(set(names) - _VARIABLES):
+        stream.tell(
+            sys.stderr, f"warning: the environment variable {printable(name, 80)} is not known\n"
+        )
+
+
+def _flush() -> int:
+    """Bring the results to standard output; the exit status if that is all that went wrong."""
     try:
-        sys.stderr.write(text)
+        sys.stdout.flush()
+    except OSError as problem:
+        from bootc_core.render import stream
+
+        stream.abandon(1)
+        if isinstance(problem, BrokenPipeError):
+            return 0  # whoever read our output has enough; an update that was made is made
+        stream.tell(
+            sys.stderr,
+            f"error: cannot write to standard output: {problem.strerror}; the command itself is done\n",
+        )
+        return 1
+    return 0
+
+
+def _quiet_end() -> None:
+    """Standard error may be broken or full: the interpreter's own flush at the end must not fail or wait."""
+    try:
         sys.stderr.flush()
     except (OSError, ValueError):
-        return
+        from bootc_core.render import stream
+
+        stream.abandon(2)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,7 +110,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors into one message and an exit status."""
+    from bootc_core.render import stream
+
+    stream.repair()
+    try:
+        status = _guarded(argv)
+        flushed = _flush()
+        return status or flushed
+    finally:
+        _quiet_end()
+
+
+def _guarded(argv: Sequence[str] | None) -> int:
     from bootc_core.errors import BootcError, UsageError
+    from bootc_core.render import stream
 
     arguments = parsers.build(__version__).parse_args(argv)
     if os.environ.get("BOOTC_DEBUG"):
@@ -53,8 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
     try:
+        _look_at_environment()
         status = run(arguments)
-        sys.stdout.flush()
     except BootcError as error:
         if os.environ.get("BOOTC_DEBUG"):
             raise
@@ -62,10 +140,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, UsageError) and error.reference == "usage" else 1
     except BrokenPipeError:
         # whoever read our output has enough; an update that was made is made
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        stream.abandon(1)
         return 0
     except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted; nothing was switched unless the last line says so\n")
+        stream.tell(
+            sys.stderr, "error: interrupted; nothing was switched unless the last line says so\n"
+        )
         return 1
     except OSError as problem:
         if os.environ.get("BOOTC_DEBUG"):

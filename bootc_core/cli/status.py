@@ -10,10 +10,11 @@ from bootc_core.engine import sysroots
 from bootc_core.errors import UsageError, printable
 from bootc_core.models.host import HostStatus
 from bootc_core.render import status as render
+from bootc_core.render import stream
 
 
 def _warn(message: str) -> None:
-    sys.stderr.write(f"warning: {printable(message, 600)}\n")
+    stream.tell(sys.stderr, f"warning: {printable(message, 600)}\n")
 
 
 def read(arguments: argparse.Namespace) -> HostStatus:

@@ -4,7 +4,7 @@
     fstat                         regular, small, owner root, not group- or world-writable
     parents                       the same, up to the configuration root
 
-Symbolic links are followed inside the configuration root only if what they lead to passes the same checks.
+Symbolic links are followed only if they end inside the configuration root and what they lead to passes the same checks.
 """
 
 from __future__ import annotations
@@ -46,6 +46,23 @@ def _sticky(info: os.stat_result) -> bool:
     return stat.S_ISDIR(info.st_mode) and bool(info.st_mode & stat.S_ISVTX)
 
 
+def _beneath(path: Path, descriptor: int, root: Path) -> Path:
+    """Where the opened file really is; a name beneath ``root`` may not lead out of it."""
+    try:
+        real = Path(f"/proc/self/fd/{descriptor}").readlink()
+    except OSError:  # no /proc: as the names say now
+        real = path.resolve()
+    if path.is_relative_to(root) and not real.is_relative_to(root.resolve()):
+        raise ConfigError(
+            f"{printable(str(path))} leads out of the configuration root",
+            reference="unsafe-link",
+            expected=f"a file beneath {printable(str(root))}",
+            found=printable(str(real)),
+            hint="copy the file there, or correct the link",
+        )
+    return real
+
+
 def read_trusted(
     path: Path, *, root: Path = Path("/"), limit: int = limits.SETTINGS_FILE_BYTES
 ) -> bytes | None:
@@ -60,6 +77,13 @@ def read_trusted(
             return None
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except FileNotFoundError:
+        if path.is_symlink():
+            raise ConfigError(
+                f"{name} is a link that leads nowhere",
+                reference="unreadable",
+                found=printable(str(path.readlink())),
+                hint="correct the link; one to /dev/null masks the file",
+            ) from None
         return None
     except OSError as problem:
         raise ConfigError(
@@ -67,6 +91,7 @@ def read_trusted(
         ) from None
     try:
         info = os.fstat(descriptor)
+        real = _beneath(path, descriptor, root)
         if not stat.S_ISREG(info.st_mode):
             raise ConfigError(
                 f"{name} is not a regular file",
@@ -81,6 +106,7 @@ def read_trusted(
                 found=str(info.st_size),
             )
         check_owner(path, info, root)
+        check_owner(real, info, root.resolve())  # of a link, both ends count
         pieces, left = [], limit + 1
         while left and (piece := os.read(descriptor, left)):
             pieces.append(piece)

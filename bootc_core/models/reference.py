@@ -58,6 +58,8 @@ _SCHEMES: Final = {
 }
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+# A user and password before a host, as in URLs: not part of any reference, so it is not repeated in a message
+_PASSWORD = re.compile(r"^((?:[a-z-]+:)?(?://)?[^/@:]+:)[^/@]+@(?![a-z0-9+._-]+:[0-9a-fA-F]{32})")
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _IPV6 = re.compile(r"\[[0-9A-Fa-f:.]{2,45}\]")
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:__|[._]|-+)[a-z0-9]+)*")
@@ -101,7 +103,8 @@ def _at(offset: int, check: Callable[[str], _T], text: str) -> _T:
 
 
 def _quoted(text: str, limit: int = 120) -> str:
-    return f"'{printable(text, limit)}'"
+    shown = _PASSWORD.sub(r"\1***@", text[: 4 * limit])
+    return f"'{printable(shown, limit)}'"
 
 
 def _describe(char: str) -> str:

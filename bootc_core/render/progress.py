@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from bootc_core.errors import printable
 from bootc_core.models import events
+from bootc_core.render.stream import tell
 from bootc_core.render.units import size
 
 _PHASES = {
@@ -33,10 +34,7 @@ class Lines:
 
     def say(self, text: str) -> None:
         """Print a line; a closed stream is nobody's failure."""
-        try:
-            print(text, file=self._stream, flush=True)
-        except (OSError, ValueError):
-            return
+        tell(self._stream, f"{text}\n")
 
     def __call__(self, event: events.Event) -> None:
         """Show ``event``."""
