@@ -11,48 +11,38 @@ entries below ``boot/loader`` itself, so the bootloader that goes with it, ``non
 
 from __future__ import annotations
 
-import json
 import os
-import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from typing import BinaryIO, Final
+
+import trio
 
 from bootc_core import limits
 from bootc_core.boot import kargs_d
 from bootc_core.boot.kernel import find_kernel
-from bootc_core.errors import StorageError, UnsupportedEnvironmentError, printable
+from bootc_core.errors import StorageError, UnsupportedEnvironmentError
 from bootc_core.fs import atomic, etc_merge
 from bootc_core.models import events
 from bootc_core.models.boot import BootPlan
 from bootc_core.models.context import Context, SignatureMode
-from bootc_core.models.image import StagedDeployment, VerifiedImage
+from bootc_core.models.image import FetchedImage, StagedDeployment, VerifiedImage
 from bootc_core.models.kargs import CommandLine, Parameter, merge_image_change
-from bootc_core.models.oci import LAYER_TYPES
 from bootc_core.models.reference import SignedReference
 from bootc_core.models.sysroot import Sysroot
 from bootc_core.models.tree import Node
 from bootc_core.oci import origin as origins
-from bootc_core.oci.importer import LayerJob, LayerResult, import_layers
+from bootc_core.oci.importer import LayerJob
 from bootc_core.oci.layers import LayerTree
 from bootc_core.process import run_blocking
-from bootc_ostree import objects
-from bootc_ostree.libostree import Deployed
+from bootc_ostree import compose, layers, objects
+from bootc_ostree.libostree import VAR_FROM_COMMIT, Deployed, at_least
 from bootc_ostree.libostree import Sysroot as OstreeSysroot
-from bootc_ostree.repo import BLOBS, IMAGES, Repo, read_entries
-from bootc_ostree.state import STATEROOT, booted_commit, deployments
+from bootc_ostree.repo import BLOBS, IMAGES, Repo
+from bootc_ostree.state import STATEROOT, Present, deployments, staged_commit
 
 Emit = Callable[[events.Event], None]
 IMPORTER: Final = "1"
-_DROPPED: Final = (
-    b"run",
-    b"tmp",
-    b"proc",
-    b"sys",
-    b"dev",
-)  # children of these are never part of a commit
-_INJECTED: Final = (b"hostname", b"resolv.conf")  # empty ones in /etc come from container engines
 
 
 def _need_root() -> None:
@@ -81,7 +71,7 @@ def initialise(sysroot: Sysroot) -> Repo:
             ["config", f"--repo={repo.path}", "set", "sysroot.readonly", "true"],
         ):
             run_blocking(["ostree", *arguments], timeout_s=limits.FINALIZE_TIMEOUT_S)
-    if not (sysroot.path / "ostree/deploy" / STATEROOT).is_dir():
+    if not any(sysroot.path.glob("ostree/deploy/*")):
         run_blocking(
             ["ostree", "admin", f"--sysroot={sysroot.path}", "os-init", STATEROOT],
             timeout_s=limits.FINALIZE_TIMEOUT_S,
@@ -95,176 +85,91 @@ async def stage(
     """See ``bootc_stage``."""
     fetched = image.image
     repo = initialise(sysroot)
-    spool = sysroot.state / "spool" / f"ostree-{fetched.digest.rpartition(':')[2]}"
-    jobs = [
-        LayerJob(layer, diff_id, LAYER_TYPES[layer.media_type])
-        for layer, diff_id in zip(
-            fetched.manifest.layers, fetched.config.rootfs.diff_ids, strict=True
-        )
-    ]
-    missing = [job for job in jobs if not _is_known(repo, job)]
-    needed = sum(job.descriptor.size for job in missing)
-    _check_space(repo, needed, str(fetched.requested))
-    present = sum(job.descriptor.size for job in jobs) - needed
-    emit(
-        events.LayersPlanned(
-            context.transaction, len(jobs) - len(missing), len(missing), present, needed
-        )
-    )
-    results: dict[str, LayerResult] = {}
-    if missing:
-        for parent in (sysroot.state, spool.parent, spool):
-            atomic.mkdir(parent, 0o700)
-        results = await import_layers(
-            fetched,
-            missing,
-            sink="bootc_ostree.sink:OstreeSink",
-            sink_options={},
-            staging=spool,
-            pass_directories={"objects": repo.objects},
-            emit=emit,
-            transaction=context.transaction,
-        )
+
+    def step(name: str, description: str) -> None:
+        emit(events.StepProgressed(context.transaction, name, description))
+
     with repo.shared():
-        emit(events.StepProgressed(context.transaction, "publishing", "Publishing objects"))
-        _publish(repo, spool, missing)
-        emit(events.StepProgressed(context.transaction, "merging", "Merging layers"))
-        root = _merge(repo, jobs)
+        imported = await layers.import_missing(context, fetched, sysroot, repo, emit)
+        if imported.staged:
+            step("syncing", "Syncing layers")
+            await imported.settle()
+        step("merging", "Merging layers")
+        tree = LayerTree()
+        trees: dict[str, tuple[LayerJob, Node]] = {}
+        for number, job in enumerate(imported.jobs, 1):
+            members = await imported.members(job)
+            compose.apply(tree, members, f"layer {number} of {fetched.requested.display()}")
+            if repo.read_ref(layers.blob_ref(job.descriptor)) is None:
+                trees[job.descriptor.digest] = (job, compose.layer_tree(members, tree.root))
+        root = tree.root
+        compose.check(root)
         find_kernel(root)
-        var = _transform(root)
+        compose.label(root, repo)
+        keeps_var = at_least(*VAR_FROM_COMMIT)
+        var = compose.transform(root, keeps_var=keeps_var)
+        compose.finish(root)
         options = _options(repo, sysroot, root)  # before a ref names an image that is refused
+        await trio.lowlevel.checkpoint()
+        step("committing", "Writing commits")
+        refs: list[tuple[str, str]] = []
+        for job, layer in trees.values():
+            compose.transform(layer, keeps_var=keeps_var)
+            commit = repo.commit(layer, {"ostree.importer.version": IMPORTER}, 0)
+            refs.append((layers.blob_ref(job.descriptor), commit))
         metadata = {
             "ostree.manifest-digest": fetched.digest,
             "ostree.manifest": fetched.manifest_document.raw.decode("utf-8"),
             "ostree.container.image-config": fetched.config_document.raw.decode("utf-8"),
             "ostree.importer.version": IMPORTER,
         }
-        commit = repo.commit(root, metadata, _epoch(fetched.config.created))
+        commit = repo.commit(root, metadata, _created(fetched))
+        imported.remember()
+        await trio.lowlevel.checkpoint()
         atomic.syncfs(repo.path)
+        for name, layer_commit in refs:
+            repo.write_ref(name, layer_commit, sync=False)
         repo.write_ref(f"{IMAGES}/{objects.escape_ref(str(fetched.requested))}", commit)
-    for left in spool.parent.glob(
-        "ostree-*"
-    ):  # this run's, and those of runs that were never repeated
-        atomic.rmtree(left)
-    present_deployments = deployments(sysroot)
-    if not present_deployments:
+        atomic.syncfs(repo.path)
+    for left in (sysroot.state / "spool").glob("ostree-*"):
+        atomic.rmtree(left)  # this run's, and those of runs that were never repeated
+    present = deployments(sysroot)
+    if not present:
         _populate_var(repo, sysroot, var)
-    serial = sum(1 for one in present_deployments if one.checksum == commit)
     return StagedDeployment(
         backend="ostree",
-        deployment_id=f"{commit}.{serial}",
+        deployment_id=f"{commit}.{_next_serial(present, commit)}",
         details={
             "commit": commit,
             "options": [str(parameter) for parameter in options],
             "origin": _origin(context, image).to_bytes().decode(),
         },
-        bytes_new=sum(int(result.sink.get("bytes_new", 0)) for result in results.values()),
+        bytes_new=imported.bytes_new,
     )
 
 
-def _is_known(repo: Repo, job: LayerJob) -> bool:
-    ref = f"{BLOBS}/{objects.escape_ref(job.descriptor.digest)}"
-    return repo.read_ref(ref) is not None and repo.entries_path(job.diff_id).is_file()
+def _stateroot(present: list[Present]) -> str:
+    """The group of deployments that goes on: that of the one which boots next."""
+    return present[0].stateroot if present else STATEROOT
 
 
-def _check_space(repo: Repo, needed: int, name: str) -> None:
-    found = os.statvfs(repo.path)
-    available = found.f_bavail * found.f_frsize
-    if needed > available:
-        raise StorageError(
-            f"Insufficient free space for {printable(name)} (available: {available} required: {needed})",
-            reference="no-space",
-            hint="free some space, or remove old deployments",
-            catalogue="SPC",
-        )
+def _next_serial(present: list[Present], commit: str) -> int:
+    """What libostree numbers the next deployment of a commit with."""
+    mine = [
+        one.serial
+        for one in present
+        if one.checksum == commit and one.stateroot == _stateroot(present)
+    ]
+    return max(mine, default=-1) + 1
 
 
-def _publish(repo: Repo, spool: Path, jobs: Sequence[LayerJob]) -> None:
-    """Finished layers: objects to their names, then one sync, then what refers to them."""
-    if not jobs:
-        return
-    atomic.syncfs(repo.path)
-    commits = []
-    for job in jobs:
-        staged = spool / job.diff_id.rpartition(":")[2]
-        tree = Node(stat.S_IFDIR | 0o755)
-        for member in read_entries(staged / "entries"):
-            repo.publish(staged / "objects", member)
-            if member.checksum is not None:  # the layer's commit only has to keep its objects
-                tree.children[member.checksum.encode()] = Node(  # type: ignore[index] # a directory
-                    stat.S_IFREG | member.entry.mode, object=bytes.fromhex(member.checksum)
-                )
-        commits.append((job, repo.commit(tree, {"ostree.importer.version": IMPORTER}, 0)))
-    atomic.syncfs(repo.path)
-    for parent in (repo.cache.parent, repo.cache):
-        atomic.mkdir(parent, 0o755)
-    for job, commit in commits:
-        staged = spool / job.diff_id.rpartition(":")[2]
-        atomic.rename(staged / "entries", repo.entries_path(job.diff_id))
-        repo.write_ref(f"{BLOBS}/{objects.escape_ref(job.descriptor.digest)}", commit)
-    atomic.fsync(repo.cache)
-
-
-def _merge(repo: Repo, jobs: Sequence[LayerJob]) -> Node:
-    tree = LayerTree()
-    for number, job in enumerate(jobs, 1):
-        members = (
-            (member.entry, None, bytes.fromhex(member.checksum) if member.checksum else None)
-            for member in read_entries(repo.entries_path(job.diff_id))
-        )
-        tree.apply(members, f"layer {number}")
-    return tree.root
-
-
-def _transform(root: Node) -> Node | None:
-    """Make the merged tree what a commit holds, in place; the image's ``/var``, which is not part of it."""
-    children = root.children if root.children is not None else {}
-    for name in _DROPPED:
-        node = children.get(name)
-        if node is not None and node.children is not None:
-            node.children.clear()
-    usr, etc = children.get(b"usr"), children.pop(b"etc", None)
-    if usr is None or usr.children is None:
-        raise StorageError("the image has no /usr", reference="not-bootable", catalogue="CON")
-    if b"etc" in usr.children:
-        raise StorageError(
-            "the image has a /usr/etc",
-            reference="usr-etc",
-            hint="put defaults into /etc",
-            catalogue="CON",
-        )
-    if etc is not None and etc.children is not None:
-        for name in _INJECTED:
-            node = etc.children.get(name)
-            if node is not None and stat.S_ISREG(node.mode) and node.size == 0:
-                del etc.children[name]
-        usr.children[b"etc"] = etc
-    for place in _walk_special(root):
-        raise StorageError(
-            "the ostree backend keeps only files, directories and symbolic links",
-            reference="unsupported-file",
-            found=printable(place),
-            hint="remove it from the image, or use the composefs backend",
-            catalogue="CON",
-        )
-    boot = children.get(b"boot")
-    if boot is not None and boot.children:
-        boot.children.clear()
-    var = children.pop(b"var", None)
-    children[b"var"] = Node(stat.S_IFDIR | 0o755)
-    return var
-
-
-def _walk_special(root: Node) -> Iterator[bytes]:
-    stack = [(b"", root)]
-    while stack:
-        path, node = stack.pop()
-        for name, child in (node.children or {}).items():
-            place = path + b"/" + name
-            if child.children is not None:
-                stack.append((place, child))
-            elif not stat.S_ISREG(child.mode) and not stat.S_ISLNK(child.mode):
-                yield place
+def _created(image: FetchedImage) -> int:
+    """When the image was made, in seconds since 1970; 0 if it does not say: equal images give equal commits."""
+    annotations = image.manifest.annotations or {}
+    for text in (annotations.get("org.opencontainers.image.created"), image.config.created):
+        if (moment := origins.timestamp(text)) is not None:
+            return max(int(datetime.fromisoformat(moment).timestamp()), 0)
+    return 0
 
 
 def _populate_var(repo: Repo, sysroot: Sysroot, var: Node | None) -> None:
@@ -284,11 +189,6 @@ def _populate_var(repo: Repo, sysroot: Sysroot, var: Node | None) -> None:
     atomic.rename(fresh, stateroot / "var")
     atomic.fsync(stateroot)
     atomic.rmtree(old)
-
-
-def _epoch(created: str | None) -> int:
-    text = origins.timestamp(created)
-    return int(datetime.fromisoformat(text).timestamp()) if text else 0
 
 
 def _origin(context: Context, image: VerifiedImage) -> origins.Origin:
@@ -314,7 +214,7 @@ def _options(repo: Repo, sysroot: Sysroot, root: Node) -> CommandLine:
     if not present:
         return CommandLine().add(wanted).checked()
     old: list[Parameter] = []
-    commit = booted_commit(sysroot) or ""
+    commit = present[0].checksum
     for name in repo.list_files(commit, "usr/lib/bootc/kargs.d"):
         data = repo.lookup(commit, f"usr/lib/bootc/kargs.d/{name}")
         if name.endswith(".toml") and data is not None:
@@ -333,15 +233,15 @@ async def finalize(
     emit(events.StepProgressed(context.transaction, "deploying", "Checking out and merging /etc"))
     with OstreeSysroot(sysroot.path) as handle:
         present = handle.deployments()
-        mine = [one for one in present if one.stateroot == STATEROOT]
-        if mine and mine[0].name == staged.deployment_id:
+        if present and present[0].name == staged.deployment_id:
             return BootPlan(effective=True)  # an interrupted run had got that far
-        merge = mine[0] if mine else None
+        merge = present[0] if present else None
+        stateroot = merge.stateroot if merge else STATEROOT
         options = [str(option) for option in staged.details["options"]]
-        new = handle.deploy(STATEROOT, commit, str(staged.details["origin"]), options, merge)
+        new = handle.deploy(stateroot, commit, str(staged.details["origin"]), options, merge)
         order: list[Deployed] = [new]
         order += [
-            one for one in present if one is merge or one.pinned or one.stateroot != STATEROOT
+            one for one in present if one is merge or one.pinned or one.stateroot != stateroot
         ]
         handle.write_order(order)
     return BootPlan(effective=True)
@@ -353,7 +253,7 @@ async def rollback(context: Context, sysroot: Sysroot) -> BootPlan:
     _need_root()
     with OstreeSysroot(sysroot.path) as handle:
         present = handle.deployments()
-        mine = [one for one in present if one.stateroot == STATEROOT]
+        mine = [one for one in present if one.stateroot == present[0].stateroot]
         if len(mine) < 2:
             raise StorageError(
                 "No rollback available",
@@ -369,45 +269,65 @@ async def rollback(context: Context, sysroot: Sysroot) -> BootPlan:
 async def discard(
     context: Context, sysroot: Sysroot, staged: StagedDeployment | None
 ) -> BootPlan | None:
-    """See ``bootc_discard``: what is not listed, libostree's cleanup removes; refs of images go with ``prune``."""
+    """See ``bootc_discard``: checkouts that are not listed go; refs and objects go with ``prune``."""
     del context, staged
-    spool = sysroot.state / "spool"
-    if (sysroot.path / "ostree/repo/config").exists() and deployments(sysroot):
+    if not (sysroot.path / "ostree/repo/config").exists():
+        return None
+    if any(sysroot.path.glob("ostree/deploy/*/deploy/*")):
         with OstreeSysroot(sysroot.path) as handle:
-            handle.cleanup()
-    if spool.is_dir():
-        for path in spool.iterdir():
-            if path.name.startswith("ostree-") and not any(path.glob("*/done.json")):
-                atomic.rmtree(path)
+            handle.cleanup(prune=False)
+    for path in (sysroot.state / "spool").glob("ostree-*"):
+        if not any(path.glob("*/done.json")):
+            atomic.rmtree(path)
     return None
 
 
 async def prune(context: Context, sysroot: Sysroot) -> bool:
-    """See ``bootc_prune``."""
+    """See ``bootc_prune``: an image's ref stays as long as a deployment has its commit, a layer's as long as an image needs it."""
     del context
     repo = Repo(sysroot.path)
-    layers: set[str] = set()
+    _remove_temporary(repo)
+    kept = {one.checksum for one in deployments(sysroot)}
+    staged = staged_commit(sysroot)
+    if staged is not None:
+        kept.add(staged)
+    layer_refs: set[str] = set()
     diff_ids: set[str] = set()
-    kept = set()
-    for one in deployments(sysroot):
-        metadata = repo.read_commit(one.checksum)["metadata"]
-        kept.add(one.checksum)
+    for commit in kept:
+        metadata = repo.read_commit(commit)["metadata"]
         if "ostree.manifest" not in metadata:
-            continue
-        manifest = json.loads(metadata["ostree.manifest"])
-        config = json.loads(metadata["ostree.container.image-config"])
-        layers |= {f"{BLOBS}/{objects.escape_ref(layer['digest'])}" for layer in manifest["layers"]}
-        diff_ids |= {diff_id.rpartition(":")[2] for diff_id in config["rootfs"]["diff_ids"]}
+            continue  # not from an image
+        manifest = origins.document(str(metadata["ostree.manifest"]).encode())
+        config = origins.document(str(metadata["ostree.container.image-config"]).encode())
+        layer_refs |= {
+            f"{BLOBS}/{objects.escape_ref(str(layer['digest']))}" for layer in manifest["layers"]
+        }
+        diff_ids |= {
+            str(diff_id).rpartition(":")[2]
+            for diff_id in (config.get("rootfs") or {}).get("diff_ids", ())
+        }
     for ref, commit in repo.refs(IMAGES).items():
         if commit not in kept:
-            atomic.unlink(repo.heads / ref)
+            repo.remove_ref(ref)
     for ref in repo.refs(BLOBS):
-        if ref not in layers:
-            atomic.unlink(repo.heads / ref)
+        if ref not in layer_refs:
+            repo.remove_ref(ref)
     if repo.cache.is_dir():
-        for path in repo.cache.glob("*.entries"):
+        for path in repo.cache.iterdir():
             if path.stem not in diff_ids:
                 atomic.unlink(path)
     with OstreeSysroot(sysroot.path) as handle:
         handle.cleanup()
     return True
+
+
+def _remove_temporary(repo: Repo) -> None:
+    """Remove what killed runs left under temporary names."""
+    places = [
+        repo.cache,
+        *repo.objects.iterdir(),
+        *(path for path in repo.heads.rglob("*") if path.is_dir()),
+    ]
+    for place in places:
+        for path in place.glob(".bootc-tmp-*"):
+            atomic.unlink(path)

@@ -18,6 +18,7 @@ from typing import Any, Final
 from bootc_core.errors import StorageError, UnsupportedEnvironmentError, printable
 
 OLDEST: Final = (2022, 7)  # Debian 12's
+VAR_FROM_COMMIT: Final = (2024, 3)  # from here on a new stateroot's /var comes from the commit
 
 
 class _GError(ctypes.Structure):
@@ -72,6 +73,7 @@ def _library() -> tuple[ctypes.CDLL, ctypes.CDLL, ctypes.CDLL]:
             ],
         ),
         ("ostree_sysroot_cleanup", c_int, [c_void_p, c_void_p, c_void_p]),
+        ("ostree_sysroot_prepare_cleanup", c_int, [c_void_p, c_void_p, c_void_p]),
         ("ostree_deployment_get_csum", c_char_p, [c_void_p]),
         ("ostree_deployment_get_osname", c_char_p, [c_void_p]),
         ("ostree_deployment_get_deployserial", c_int, [c_void_p]),
@@ -90,6 +92,15 @@ def _library() -> tuple[ctypes.CDLL, ctypes.CDLL, ctypes.CDLL]:
     glib.g_key_file_load_from_data.argtypes = [c_void_p, c_char_p, c_size_t, c_int, c_void_p]
     glib.g_key_file_unref.argtypes = [c_void_p]
     return ostree, gio, glib
+
+
+def at_least(year: int, release: int) -> bool:
+    """Is the libostree of this host that version or a newer one?
+
+    Raises:
+        UnsupportedEnvironmentError: there is none, or it is too old for us.
+    """
+    return bool(_library()[0].ostree_check_version(year, release))
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +242,7 @@ class Sysroot:
         finally:
             self._glib.g_ptr_array_unref(array)
 
-    def cleanup(self) -> None:
-        """Delete deployments that are not listed, and objects that nothing refers to."""
-        self._call("clean up", "ostree_sysroot_cleanup", self._self)
+    def cleanup(self, *, prune: bool = True) -> None:
+        """Delete deployments that are not listed; with ``prune`` also objects that nothing refers to."""
+        name = "ostree_sysroot_cleanup" if prune else "ostree_sysroot_prepare_cleanup"
+        self._call("clean up", name, self._self)

@@ -23,6 +23,9 @@ DIRMETA: Final = "(uuua(ayay))"
 DIRTREE: Final = "(a(say)a(sayay))"
 COMMIT: Final = "(a{sv}aya(say)sstayay)"
 
+COMMIT_ETC: Final = "usr/etc"  # where a commit has the image's /etc
+COMMIT_VAR: Final = "usr/share/factory/var"  # and its /var, for libostree before 2024.3
+
 Xattrs = Iterable[tuple[bytes, bytes]]
 
 
@@ -50,8 +53,39 @@ def dirmeta(uid: int, gid: int, mode: int, xattrs: Xattrs = ()) -> bytes:
 def dirtree(
     files: Sequence[tuple[str, bytes]], directories: Sequence[tuple[str, bytes, bytes]]
 ) -> bytes:
-    """A directory's list: (name, checksum) and (name, tree checksum, metadata checksum), each sorted by name."""
-    return encode(DIRTREE, (sorted(files), sorted(directories)))
+    """A directory's list: (name, checksum) and (name, tree checksum, metadata checksum), each sorted by name.
+
+    Written out rather than by ``encode``, since every directory of an image passes here: ``a(say)`` is elements of name, NUL,
+    checksum, end of the name, then the ends of all elements; ``a(sayay)`` likewise.
+    """
+    first = _array((name.encode() + b"\0", checksum, b"") for name, checksum in sorted(files))
+    second = _array((name.encode() + b"\0", tree, meta) for name, tree, meta in sorted(directories))
+    width = 1
+    while len(first) + len(second) + width >= 1 << (8 * width):
+        width *= 2
+    return first + second + len(first).to_bytes(width, "little")
+
+
+def _array(elements: Iterable[tuple[bytes, bytes, bytes]]) -> bytes:
+    out: list[bytes] = []
+    ends: list[int] = []
+    position = 0
+    for name, second, third in elements:
+        length, offsets = len(name) + len(second) + len(third), 2 if third else 1
+        width = 1 if length + offsets < 256 else 2
+        out += (name, second, third)
+        if third:  # ends of all members but the last, the last of them first
+            out.append((len(name) + len(second)).to_bytes(width, "little"))
+        out.append(len(name).to_bytes(width, "little"))
+        position += length + offsets * width
+        ends.append(position)
+    if not ends:
+        return b""
+    width = 1
+    while position + width * len(ends) >= 1 << (8 * width):
+        width *= 2
+    out.append(b"".join([end.to_bytes(width, "little") for end in ends]))
+    return b"".join(out)
 
 
 def commit(
@@ -83,6 +117,17 @@ def parse_commit(data: bytes) -> dict[str, Any]:
         "tree": tree,
         "meta": meta,
     }
+
+
+def parse_dirmeta(data: bytes) -> tuple[int, int, int, tuple[tuple[bytes, bytes], ...]]:
+    """Owner, group, mode and attributes of a dirmeta object.
+
+    Raises:
+        ValueError: not a dirmeta.
+    """
+    uid, gid, mode, xattrs = decode(DIRMETA, data)
+    pairs = tuple((name.rstrip(b"\0"), value) for name, value in xattrs)
+    return swap32(uid), swap32(gid), swap32(mode), pairs
 
 
 def parse_dirtree(data: bytes) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes, bytes]]]:

@@ -13,6 +13,7 @@ access (``status`` has 100 ms and does not load libostree); what boots is writte
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -29,7 +30,7 @@ from bootc_core import limits
 from bootc_core.errors import StorageError, printable
 from bootc_core.fs import atomic
 from bootc_core.models.tree import Node
-from bootc_core.oci.tar import TarEntry
+from bootc_core.oci.tar import DIRECTORY, REGULAR, SYMLINK, TarEntry
 from bootc_ostree import objects
 from bootc_ostree.sink import text
 
@@ -52,6 +53,8 @@ class Repo:
     def __init__(self, sysroot: Path) -> None:
         self.path = sysroot / "ostree/repo"
         self.objects = self.path / "objects"
+        self._objects = str(self.objects)
+        self._made: set[str] = set()
         self.heads = self.path / "refs/heads"
         self.cache = sysroot / "bootc/cache/ostree"
 
@@ -96,12 +99,7 @@ class Repo:
         with atomic.mapped("read", path), path.open("rb") as file:
             data = file.read(_OBJECT_BYTES + 1)
         if hashlib.sha256(data).hexdigest() != checksum:
-            raise StorageError(
-                f"object {checksum[:16]}….{kind} is damaged",
-                reference="damaged-object",
-                hint="ostree fsck tells the extent; deploying the image again repairs it",
-                catalogue="INT",
-            )
+            raise _damaged(checksum, kind, "another checksum")
         return data
 
     def put_object(self, data: bytes, kind: str) -> str:
@@ -114,25 +112,83 @@ class Repo:
         return checksum
 
     def _directory(self, checksum: str) -> None:
-        atomic.mkdir(self.objects / checksum[:2], 0o775)
+        if checksum[:2] not in self._made:
+            atomic.mkdir(self.objects / checksum[:2], 0o775)
+            self._made.add(checksum[:2])
 
-    def publish(self, staged: Path, member: Member) -> None:
-        """Give the content of ``member`` its owner, mode, attributes and final name, if it is staged."""
-        if member.checksum is None:
-            return
-        source = staged / member.checksum
-        entry = member.entry
+    def has_file(self, checksum: str) -> bool:
+        """Is the content object there?"""
         try:
-            os.chown(source, entry.uid, entry.gid)
+            os.lstat(f"{self._objects}/{checksum[:2]}/{checksum[2:]}.file")
         except FileNotFoundError:
-            return  # known already, or published for an earlier name
-        with atomic.mapped("set attributes of", source):
-            for name, value in entry.xattrs:
-                os.setxattr(source, name, value)
-            source.chmod(entry.mode)
-            os.utime(source, (0, 0))
-        self._directory(member.checksum)
-        atomic.rename(source, self.object_path(member.checksum, "file"))
+            return False
+        return True
+
+    def publish(self, source: str, checksum: str) -> None:
+        """Give the staged file ``source`` its name; owner, mode and attributes are on it."""
+        self._directory(checksum)
+        atomic.rename(source, f"{self._objects}/{checksum[:2]}/{checksum[2:]}.file")
+
+    def read_file(self, checksum: bytes) -> bytes:
+        """The content of a regular file, at most the size of a policy's.
+
+        Raises:
+            StorageError: missing, or unreadable.
+        """
+        place = self.object_path(checksum.hex(), "file")
+        with atomic.mapped("read", place), place.open("rb") as file:
+            return file.read(limits.SELINUX_CONTEXTS_BYTES)
+
+    def put_file(self, data: bytes, node: Node) -> bytes:
+        """Store a regular file with the metadata of ``node``, unsynced; its checksum."""
+        header = objects.file_header(node.uid, node.gid, node.mode, "", node.xattrs)
+        name = hashlib.sha256(header + data).digest()
+        if not self.has_file(name.hex()):
+            self._directory(name.hex())
+            path = self.object_path(name.hex(), "file")
+            temporary = path.with_name(atomic.temporary_name("file"))
+            with atomic.mapped("write", path):
+                try:
+                    with temporary.open("xb") as file:
+                        file.write(data)
+                        self._dress(file.fileno(), node)
+                except BaseException:
+                    temporary.unlink(missing_ok=True)
+                    raise
+            atomic.rename(temporary, path)
+        return name
+
+    def put_copy(self, original: bytes, node: Node) -> bytes:
+        """Store the content of another object with the metadata of ``node``, unsynced; its checksum."""
+        hasher = hashlib.sha256(objects.file_header(node.uid, node.gid, node.mode, "", node.xattrs))
+        source = self.object_path(original.hex(), "file")
+        with atomic.mapped("read", source), source.open("rb", buffering=0) as file:
+            while piece := file.read(limits.MIB):
+                hasher.update(piece)
+            name = hasher.digest()
+            if self.has_file(name.hex()):
+                return name
+            self._directory(name.hex())
+            path = self.object_path(name.hex(), "file")
+            temporary = path.with_name(atomic.temporary_name("file"))
+            with atomic.mapped("write", path):
+                try:
+                    with temporary.open("xb", buffering=0) as copy:
+                        _copy(file.fileno(), copy.fileno())
+                        self._dress(copy.fileno(), node)
+                except BaseException:
+                    temporary.unlink(missing_ok=True)
+                    raise
+        atomic.rename(temporary, path)
+        return name
+
+    @staticmethod
+    def _dress(descriptor: int, node: Node) -> None:
+        os.fchown(descriptor, node.uid, node.gid)
+        for name, value in node.xattrs:
+            os.setxattr(descriptor, name, value)
+        os.fchmod(descriptor, stat.S_IMODE(node.mode))
+        os.utime(descriptor, ns=(0, 0))
 
     # trees and commits
 
@@ -153,8 +209,8 @@ class Repo:
                 directories.append((name, bytes.fromhex(inner), bytes.fromhex(about)))
             elif stat.S_ISLNK(child.mode):
                 files.append((name, self._put_symlink(child)))
-            elif child.object is not None:
-                files.append((name, child.object))
+            else:
+                files.append((name, child.object or self.put_file(child.inline or b"", child)))
         listing = objects.dirtree(files, directories)
         meta = objects.dirmeta(node.uid, node.gid, node.mode, node.xattrs)
         return self.put_object(listing, "dirtree"), self.put_object(meta, "dirmeta")
@@ -174,11 +230,17 @@ class Repo:
             atomic.rename(temporary, path)
         return checksum
 
-    def commit(self, root: Node, metadata: dict[str, str], timestamp: int) -> str:
-        """Store ``root`` as a commit without subject or parent; its checksum. Unsynced."""
+    def commit(
+        self, root: Node, metadata: dict[str, str], timestamp: int, parent: str | None = None
+    ) -> str:
+        """Store ``root`` as a commit without subject; its checksum. Unsynced."""
         tree, meta = self.write_tree(root)
         data = objects.commit(
-            bytes.fromhex(tree), bytes.fromhex(meta), metadata=metadata, timestamp=timestamp
+            bytes.fromhex(tree),
+            bytes.fromhex(meta),
+            metadata=metadata,
+            timestamp=timestamp,
+            parent=bytes.fromhex(parent or ""),
         )
         return self.put_object(data, "commit")
 
@@ -240,8 +302,10 @@ class Repo:
             return None
         return value if len(value) == 64 and set(value) <= set("0123456789abcdef") else None
 
-    def write_ref(self, name: str, commit: str) -> None:
-        """Make a ref name ``commit``, durably."""
+    def write_ref(self, name: str, commit: str, *, sync: bool = True) -> None:
+        """Make a ref name ``commit``; with ``sync`` durably. One that does already is left alone."""
+        if self.read_ref(name) == commit:
+            return
         place = self.heads / name
         missing = [
             parent
@@ -250,7 +314,16 @@ class Repo:
         ]
         for parent in reversed(missing):
             atomic.mkdir(self.heads / parent, 0o775)
-        atomic.write_file(place, commit.encode() + b"\n")
+        atomic.write_file(place, commit.encode() + b"\n", sync=sync)
+
+    def remove_ref(self, name: str) -> None:
+        """Remove a ref, and the directories above that it leaves empty."""
+        place = self.heads / name
+        atomic.unlink(place)
+        for parent in place.parents:
+            if parent == self.heads or any(parent.iterdir()):
+                break
+            atomic.rmtree(parent)
 
     def refs(self, prefix: str) -> dict[str, str]:
         """Refs below ``prefix`` with their commits."""
@@ -258,15 +331,93 @@ class Repo:
         found = {}
         for path in sorted(base.rglob("*")) if base.is_dir() else ():
             name = str(path.relative_to(self.heads))
-            if path.is_file() and (commit := self.read_ref(name)) is not None:
+            if (
+                not path.name.startswith(".")
+                and path.is_file()
+                and (commit := self.read_ref(name)) is not None
+            ):
                 found[name] = commit
         return found
 
     # layers
 
+    def layer_members(self, commit: str) -> Iterator[Member]:
+        """The members of a layer that another program imported, from its commit: paths as in the image, whiteouts by name.
+
+        Raises:
+            StorageError: an object is missing or damaged.
+        """
+        data = self.read_commit(commit)
+        todo = [("", data["tree"].hex(), data["meta"].hex())]
+        while todo:
+            path, tree, meta = todo.pop()
+            try:
+                uid, gid, mode, xattrs = objects.parse_dirmeta(self.read_object(meta, "dirmeta"))
+                files, directories = objects.parse_dirtree(self.read_object(tree, "dirtree"))
+            except ValueError as problem:
+                raise _damaged(tree, "dirtree", str(problem)) from None
+            yield Member(
+                TarEntry(image_path(path), DIRECTORY, stat.S_IMODE(mode), uid, gid, xattrs=xattrs),
+                None,
+            )
+            prefix = f"{path}/" if path else ""
+            for name, checksum in files:
+                yield self._file_member(image_path(prefix + name), checksum.hex())
+            todo += [
+                (prefix + name, inner.hex(), about.hex())
+                for name, inner, about in reversed(directories)
+            ]
+
+    def _file_member(self, path: bytes, checksum: str) -> Member:
+        place = self.object_path(checksum, "file")
+        with atomic.mapped("read", place):
+            info = place.lstat()
+            xattrs = tuple(
+                sorted(
+                    (os.fsencode(name), os.getxattr(place, name, follow_symlinks=False))
+                    for name in os.listxattr(place, follow_symlinks=False)
+                )
+            )
+            entry = TarEntry(
+                path, REGULAR, stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, xattrs=xattrs
+            )
+            if stat.S_ISLNK(info.st_mode):
+                entry.type, entry.linkname = SYMLINK, os.fsencode(place.readlink())
+                return Member(entry, None)
+            entry.size = info.st_size
+        return Member(entry, None if entry.is_whiteout else checksum)
+
     def entries_path(self, diff_id: str) -> Path:
         """Where a known layer's members are listed."""
         return self.cache / f"{diff_id.rpartition(':')[2]}.entries"
+
+
+def _copy(source: int, target: int) -> None:
+    """All of a file, shared where the file system can."""
+    size, place = os.fstat(source).st_size, 0
+    while place < size:
+        count = os.copy_file_range(source, target, size - place, place, place)
+        if not count:
+            raise OSError(errno.EIO, "it shrank while it was copied")
+        place += count
+
+
+def image_path(path: str) -> bytes:
+    """The name in an image of what a commit has at ``path``."""
+    for place, name in ((objects.COMMIT_ETC, "etc"), (objects.COMMIT_VAR, "var")):
+        if path == place or path.startswith(f"{place}/"):
+            return (name + path[len(place) :]).encode()
+    return path.encode()
+
+
+def _damaged(checksum: str, kind: str, found: str) -> StorageError:
+    return StorageError(
+        f"object {checksum[:16]}….{kind} is damaged",
+        reference="damaged-object",
+        found=printable(found),
+        hint="ostree fsck tells the extent; deploying the image again repairs it",
+        catalogue="INT",
+    )
 
 
 def read_entries(path: Path) -> Iterator[Member]:

@@ -92,10 +92,16 @@ def deployments(sysroot: Sysroot, entries: Sequence[PresentEntry] | None = None)
     return [present for entry in found if (present := _resolve(sysroot, entry)) is not None]
 
 
-def booted_commit(sysroot: Sysroot) -> str | None:
-    """The commit that boots next, or None."""
-    present = deployments(sysroot)
-    return present[0].checksum if present else None
+def staged_commit(sysroot: Sysroot) -> str | None:
+    """The commit that is staged, or None."""
+    import json
+
+    try:
+        notice = json.loads(sysroot.staged_file.read_bytes()[: limits.SETTINGS_FILE_BYTES])
+        checksum = str(notice["depl_id"]).partition(".")[0]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return checksum if len(checksum) == 64 else None
 
 
 def load_origin(sysroot: Sysroot, present: Present) -> origins.Origin:
@@ -153,6 +159,8 @@ def read_host(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> HostStatus:
     same = [entry for present, entry in found if present.stateroot == first]
     others = [entry for present, entry in found if present.stateroot != first]
     staged = _staged(sysroot)
+    if staged is not None and staged.deployment_id == same[0].deployment_id:
+        staged = None  # it boots already; the run that switched was killed before it took the notice away
     return HostStatus(
         staged=staged,
         booted=same[0],
