@@ -11,6 +11,7 @@ modules beside it are unchanged. Needs root and mmdebstrap.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -28,7 +29,6 @@ PACKAGES = (
     "iproute2",
     "procps",
     "iputils-ping",
-    "libcap2-bin",
     "ca-certificates",
     "initramfs-tools",
     "zstd",
@@ -56,6 +56,10 @@ def first_version(root: Path) -> None:
     _write(root, "etc/demo/untouched", b"default of version 1\n")
     _write(root, "etc/demo/deleted", b"default of version 1\n")
     _write(root, "var/lib/demo/seed", b"put here when the host was made\n")
+    # cap_net_raw, as setcap writes it: some releases give ping a capability, others do without
+    os.setxattr(
+        root / "usr/bin/ping", "security.capability", bytes.fromhex("0100000200200000" + 24 * "0")
+    )
 
 
 def second_version() -> list[layout.Member]:
