@@ -124,6 +124,7 @@ fi
 
 # --- the story -------------------------------------------------------------------------------------------------------
 say "An empty directory becomes a host that will boot $image"
+mkdir -p "$cache"
 rm -rf "$host"
 bootc switch --sysroot "$host" --no-signature-verification "$image"
 status
