@@ -22,6 +22,7 @@ import array
 import fcntl
 import importlib.util
 import json
+import logging
 import os
 import signal
 import socket
@@ -44,11 +45,17 @@ from bootc_core.models.events import BlobCompleted, BlobProgressed, Event
 from bootc_core.models.image import BlobSource, FetchedImage, FileSource, HttpSource, PipeSource
 from bootc_core.models.oci import Descriptor
 from bootc_core.net import budget
+from bootc_core.oci import chunked
 from bootc_core.oci.worker import SPOOL
 
 Emit: TypeAlias = Callable[[Event], None]
 
+_LOG: Final = logging.getLogger(__name__)
 DONE: Final = "done.json"
+_OBJECTS: Final = (
+    "objects"  # among a sink's directories: files that never change, by whatever names
+)
+_SEED_BYTES: Final = 65  # smaller contents are no files there
 _VERSION: Final = 1
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _TERM_GRACE_S: Final = 2.0
@@ -152,6 +159,10 @@ async def import_layers(
     try:
         async with AsyncExitStack() as stack:
             directories = _open_directories(stack, staging, pass_directories)
+            if any(
+                chunked.positions(job.descriptor.annotations, job.descriptor.size) for job in queue
+            ):
+                run.seeds = _Seeds(stack, staging, pass_directories)
             async with trio.open_nursery() as nursery:
                 for _ in range(count):
                     nursery.start_soon(run.serve, queue, directories)
@@ -171,6 +182,47 @@ def _open_directories(
         stack.callback(os.close, descriptor)
         found[name] = descriptor
     return found
+
+
+class _Seeds:
+    """Local content that layers with a table of contents may share: the repository's objects, those of an interrupted pull.
+
+    The table is a memory file; both are closed with ``stack``.
+    """
+
+    def __init__(self, stack: AsyncExitStack, staging: Path, passed: Mapping[str, Path]) -> None:
+        places = [path for name, path in passed.items() if name == _OBJECTS and path.is_dir()]
+        places += sorted(
+            path for path in staging.glob(f"*/{_OBJECTS}") if (path.parent / DONE).exists()
+        )
+        places = places[: limits.SEEDS]
+        table = chunked.list_seeds(places, _SEED_BYTES)
+        self._table = os.memfd_create("bootc-seeds", os.MFD_CLOEXEC)
+        stack.callback(os.close, self._table)
+        view = memoryview(table)
+        while view:
+            view = view[os.write(self._table, view) :]
+        self._directories = []
+        for place in places:
+            descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            self._directories.append(descriptor)
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What a worker process inherits."""
+        return [self._table, *self._directories]
+
+    def job(self, descriptor: Descriptor) -> dict[str, Any] | None:
+        """For a worker's job; None if the layer has no table of contents."""
+        where = chunked.positions(descriptor.annotations, descriptor.size)
+        if where is None:
+            return None
+        return {
+            "positions": [where.toc, where.toc_digest, where.split],
+            "table": self._table,
+            "directories": self._directories,
+        }
 
 
 def _foremost(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -207,6 +259,7 @@ class _Run:
         self.results: dict[str, LayerResult] = {}
         self.spare = False  # fewer workers than processors
         self.limits = budget.CURRENT.get()
+        self.seeds: _Seeds | None = None
         self.boot = _BOOT_ID.read_text().strip()
         self.path = _home_of(sink)
         self.numbers = {
@@ -217,6 +270,7 @@ class _Run:
     async def serve(self, queue: deque[LayerJob], directories: dict[str, int]) -> None:
         """One worker process, as long as there are jobs."""
         inherited = [*directories.values(), *([self.limits.descriptor] if self.limits else [])]
+        inherited += self.seeds.descriptors if self.seeds else []
         async with _worker(inherited) as worker:
             while queue:
                 job = queue.popleft()
@@ -235,6 +289,13 @@ class _Run:
 
     def _finish(self, job: LayerJob, result: LayerResult) -> None:
         self.results[job.diff_id] = result
+        if sum(known.bytes_uncompressed for known in self.results.values()) > limits.IMAGE_BYTES:
+            raise ContentError(
+                f"{self.image.requested.display()} is too large uncompressed",
+                reference="limit-exceeded",
+                expected=f"at most {limits.IMAGE_BYTES} bytes",
+                catalogue="LIM",
+            )
         self.emit(
             BlobCompleted(
                 transaction=self.transaction,
@@ -263,6 +324,7 @@ class _Run:
             "spool_bytes": limits.SPOOL_LAYER_BYTES,
             "retry_wait_s": limits.RETRY_WAIT_S,
             "limits": self.limits.to_json() if self.limits else None,
+            "chunked": self.seeds.job(job.descriptor) if self.seeds else None,
             "options": {**self.options, **{name: fd for name, fd in directories.items() if name}},
         }
         finished = _read_done(place / DONE, job, self.sink)
@@ -324,6 +386,10 @@ class _Run:
                     raise
                 await trio.sleep(_wait_s(failed, problem.retry_after_s))
             except ContentError as problem:
+                if getattr(problem, "whole", False) and request.get("chunked"):
+                    _LOG.info("%s (%s); fetching all of it", problem.message, problem.found)
+                    request["chunked"] = None
+                    continue
                 if mismatched or not getattr(problem, "again", False):
                     raise
                 mismatched = True
@@ -685,6 +751,7 @@ def _error(answer: dict[str, Any]) -> BootcError:
     if not (isinstance(kind, type) and issubclass(kind, BootcError)):
         kind = BootcError
     problem = kind(**answer["error"])
-    if answer.get("again"):
-        problem.again = True  # type: ignore[attr-defined] # read by _Run._fresh
+    for mark in ("again", "whole"):
+        if answer.get(mark):
+            setattr(problem, mark, True)  # read by _Run._fresh
     return problem

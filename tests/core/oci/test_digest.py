@@ -8,7 +8,6 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from support.archives import refusal
 
 from bootc_core.errors import ContentError

@@ -380,6 +380,15 @@ def test_hostile_layer_names_layer_and_member(setting):
     assert setting.asked.count(setting.jobs[0].descriptor.digest) == 1
 
 
+def test_z01_all_layers_together(setting, monkeypatch):
+    for seed in (1, 2):
+        setting.add(archive(seed))
+    monkeypatch.setattr(limits, "IMAGE_BYTES", len(archive(1)) + 1)
+    with pytest.raises(ContentError, match="quay.io/acme/os:1 is too large") as caught:
+        setting.run()
+    assert caught.value.catalogue == "LIM"
+
+
 def test_z09_media_type_and_bytes(setting):
     job = setting.add(archive(1), "none")
     setting.jobs = [LayerJob(job.descriptor, job.diff_id, "gzip")]
