@@ -6,6 +6,7 @@ What scripts match is printed in the original's words, results on standard outpu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -20,7 +21,7 @@ from bootc_core.engine import orchestrator, plan, sysroots
 from bootc_core.engine.notice import read_notice
 from bootc_core.engine.orchestrator import Outcome
 from bootc_core.engine.sysroots import Storage
-from bootc_core.errors import BootcError, TransactionError, UsageError, printable
+from bootc_core.errors import BootcError, StorageError, TransactionError, UsageError, printable
 from bootc_core.hooks.calls import Hooks
 from bootc_core.hooks.manager import Plugins
 from bootc_core.models.context import Operation, SignatureMode
@@ -326,6 +327,10 @@ async def _check(arguments: argparse.Namespace, plugins: Plugins, storage: Stora
         _say(f"No changes in: {name}")
         return 0
     _say(f"Update available for: {name}")
+    note = storage.backend.offer.note_update
+    if note is not None:
+        with contextlib.suppress(StorageError):  # who cannot write the host can check it
+            note(storage.sysroot, target.reference, image)
     _show_image(image)
     _say(difference.layers(_old_manifest(storage, host), image.manifest))
     return 0

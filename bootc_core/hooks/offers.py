@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from bootc_core.models.boot import BootPlan, PresentEntry
     from bootc_core.models.host import HostStatus
+    from bootc_core.models.image import FetchedImage
     from bootc_core.models.reference import ImageReference
     from bootc_core.models.sysroot import Sysroot
 
@@ -50,6 +51,8 @@ class BackendOffer:
         bootloader: the bootloader recorded with the deployments, or None.
         manifest: the raw manifest of a deployed image by its digest, or None: for the difference of layers.
         only_bootloader: the one bootloader that a backend works with which makes its boot entries effective itself.
+        note_update: remembers the newest image that a reference was seen to name, for ``cachedUpdate`` in status. Called by
+            ``upgrade --check``; a failure only warns.
     """
 
     name: str
@@ -59,6 +62,7 @@ class BackendOffer:
     bootloader: Callable[[Sysroot], str | None]
     manifest: Callable[[Sysroot, str], bytes | None]
     only_bootloader: str | None = None
+    note_update: Callable[[Sysroot, ImageReference, FetchedImage], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

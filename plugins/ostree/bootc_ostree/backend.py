@@ -35,7 +35,7 @@ from bootc_core.oci import origin as origins
 from bootc_core.oci.importer import LayerJob
 from bootc_core.oci.layers import LayerTree
 from bootc_core.process import run_blocking
-from bootc_ostree import compose, layers, objects
+from bootc_ostree import compose, layers, objects, state
 from bootc_ostree.libostree import VAR_FROM_COMMIT, Deployed, at_least
 from bootc_ostree.libostree import Sysroot as OstreeSysroot
 from bootc_ostree.repo import BLOBS, IMAGES, Repo
@@ -89,6 +89,7 @@ async def stage(
     def step(name: str, description: str) -> None:
         emit(events.StepProgressed(context.transaction, name, description))
 
+    state.note_update(sysroot, fetched.requested, fetched)
     with repo.shared():
         imported = await layers.import_missing(context, fetched, sysroot, repo, emit)
         if imported.staged:
@@ -141,6 +142,7 @@ async def stage(
         deployment_id=f"{commit}.{_next_serial(present, commit)}",
         details={
             "commit": commit,
+            "stateroot": _stateroot(present),
             "options": [str(parameter) for parameter in options],
             "origin": _origin(context, image).to_bytes().decode(),
         },

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bootc_core.models.context import Context
     from bootc_core.models.events import Event
     from bootc_core.models.host import HostStatus
-    from bootc_core.models.image import StagedDeployment, VerifiedImage
+    from bootc_core.models.image import FetchedImage, StagedDeployment, VerifiedImage
     from bootc_core.models.reference import ImageReference
     from bootc_core.models.sysroot import Sysroot
 
@@ -44,6 +44,12 @@ def _manifest(sysroot: Sysroot, digest: str) -> bytes | None:
     return state.manifest(sysroot, digest)
 
 
+def _note_update(sysroot: Sysroot, reference: ImageReference, image: FetchedImage) -> None:
+    from bootc_ostree import state
+
+    state.note_update(sysroot, reference, image)
+
+
 def _bootloader(sysroot: Sysroot) -> str | None:
     return "none" if _claims(sysroot) else None  # libostree writes the entries; nothing else may
 
@@ -70,6 +76,7 @@ def bootc_register_backends() -> Sequence[BackendOffer]:
             _bootloader,
             _manifest,
             only_bootloader="none",
+            note_update=_note_update,
         )
     ]
 

@@ -33,6 +33,7 @@ from bootc_core.models.tree import Node
 from bootc_core.oci.tar import DIRECTORY, REGULAR, SYMLINK, TarEntry
 from bootc_ostree import objects
 from bootc_ostree.sink import text
+from bootc_ostree.variant import decode, encode
 
 BLOBS: Final = "ostree/container/blob"
 IMAGES: Final = "ostree/container/image"
@@ -260,6 +261,26 @@ class Repo:
                 found=printable(str(problem)),
                 catalogue="INT",
             ) from None
+
+    def read_detached(self, commit: str) -> dict[str, tuple[str, Any]] | None:
+        """A commit's detached metadata, what was learnt after it was made, as (type, value); None: it cannot be read."""
+        path = self.object_path(commit, "commitmeta")
+        try:
+            with path.open("rb") as file:
+                return dict(decode("a{sv}", file.read(_OBJECT_BYTES)))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError):
+            return None
+
+    def write_detached(self, commit: str, values: dict[str, tuple[str, Any]]) -> None:
+        """Replace a commit's detached metadata, durably.
+
+        Raises:
+            StorageError: the old ones are untouched.
+        """
+        data = encode("a{sv}", sorted(values.items()))
+        atomic.write_file(self.object_path(commit, "commitmeta"), data)
 
     def lookup(self, commit: str, path: str) -> bytes | None:
         """The content of the regular file at ``path`` of a commit, or None; links are not followed."""

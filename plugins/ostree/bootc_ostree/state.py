@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bootc_core import limits
 from bootc_core.boot import bls
@@ -22,10 +22,22 @@ from bootc_core.oci import origin as origins
 
 if TYPE_CHECKING:
     from bootc_core.models.boot import PresentEntry
+    from bootc_core.models.host import ImageStatus
+    from bootc_core.models.image import FetchedImage
     from bootc_core.models.reference import ImageReference
     from bootc_core.models.sysroot import Sysroot
 
 STATEROOT: Final = "default"
+_IMAGE_KEYS: Final = (
+    "ostree.manifest-digest",
+    "ostree.manifest",
+    "ostree.container.image-config",
+)
+_CACHED_KEYS: Final = (
+    "ostree-ext.cached.manifest-digest",
+    "ostree-ext.cached.manifest",
+    "ostree-ext.cached.config",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +48,6 @@ class Present:
     checksum: str
     serial: int
     options: str
-    pinned: bool = False
 
     @property
     def directory(self) -> str:
@@ -104,44 +115,109 @@ def staged_commit(sysroot: Sysroot) -> str | None:
     return checksum if len(checksum) == 64 else None
 
 
-def load_origin(sysroot: Sysroot, present: Present) -> origins.Origin:
-    """The origin of a deployment.
-
-    Raises:
-        StorageError: missing or damaged.
-    """
+def _origin_bytes(sysroot: Sysroot, present: Present) -> bytes:
     path = sysroot.path / f"{present.directory}.origin"
     try:
         with path.open("rb") as file:
-            return origins.parse(file.read(limits.SETTINGS_FILE_BYTES))
+            return file.read(limits.SETTINGS_FILE_BYTES)
     except OSError as problem:
         from bootc_core.fs.atomic import storage_error
 
         raise storage_error(problem, "read the origin", path) from None
 
 
+def load_origin(sysroot: Sysroot, present: Present) -> origins.Origin:
+    """The origin of a deployment.
+
+    Raises:
+        StorageError: missing or damaged.
+    """
+    return origins.parse(_origin_bytes(sysroot, present))
+
+
+def key_file_value(data: bytes, group: str, key: str) -> str | None:
+    """A value in a key file, or None."""
+    inside = False
+    for line in data.decode("utf-8", "replace").splitlines():
+        text = line.strip()
+        if text.startswith("["):
+            inside = text == f"[{group}]"
+        elif inside and text.partition("=")[0].strip() == key:
+            return text.partition("=")[2].strip()
+    return None
+
+
+def refspec(sysroot: Sysroot, present: Present) -> str | None:
+    """The ref, ``[REMOTE:]BRANCH``, that a deployment follows which is not from an image; None for one that is."""
+    data = _origin_bytes(sysroot, present)
+    if key_file_value(data, "origin", "container-image-reference"):
+        return None
+    return key_file_value(data, "origin", "refspec")
+
+
+def _image(
+    origin: origins.Origin, metadata: dict[str, Any], keys: tuple[str, str, str] = _IMAGE_KEYS
+) -> ImageStatus | None:
+    """What a commit's metadata say of the image; None if they say nothing of any."""
+    digest, manifest, config = (metadata.get(key) for key in keys)
+    if origin.reference is None or origin.incompatible or not isinstance(digest, str):
+        return None
+    return origins.image_status(
+        origin.reference,
+        digest,
+        origins.document(str(manifest or "{}").encode()),
+        # earlier versions of the original left "null" here
+        {} if config in {None, "null"} else origins.document(str(config).encode()),
+    )
+
+
 def _describe(sysroot: Sysroot, present: Present) -> Deployment:
     from bootc_ostree.repo import Repo
 
-    origin = load_origin(sysroot, present)
-    metadata = Repo(sysroot.path).read_commit(present.checksum)["metadata"]
-    image = None
-    digest = metadata.get("ostree.manifest-digest")
-    if origin.reference is not None and not origin.incompatible and isinstance(digest, str):
-        image = origins.image_status(
-            origin.reference,
-            digest,
-            origins.document(str(metadata.get("ostree.manifest", "")).encode()),
-            origins.document(str(metadata.get("ostree.container.image-config", "")).encode()),
-        )
+    data = _origin_bytes(sysroot, present)
+    origin = origins.parse(data)
+    repo = Repo(sysroot.path)
+    detached = {
+        key: value for key, (_, value) in (repo.read_detached(present.checksum) or {}).items()
+    }
     return Deployment(
-        image=image,
+        image=_image(origin, repo.read_commit(present.checksum)["metadata"]),
+        cached_update=_image(origin, detached, _CACHED_KEYS),
         incompatible=origin.incompatible,
-        pinned=present.pinned,
+        pinned=key_file_value(data, "libostree-transient", "pinned") == "true",
         ostree=OstreeInfo(present.stateroot, present.checksum, present.serial),
         accepted=origin.acceptance,
         signature_mode=origin.signature,
     )
+
+
+def note_update(sysroot: Sysroot, reference: ImageReference, image: FetchedImage) -> None:
+    """Remember the newest image seen beside the deployment that follows ``reference``, for ``status`` (parity reference, 7.6).
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    from bootc_ostree.repo import Repo
+
+    repo = Repo(sysroot.path)
+    for present in deployments(sysroot)[:1]:
+        origin = load_origin(sysroot, present)
+        metadata = repo.read_commit(present.checksum)["metadata"]
+        if (
+            origin.reference is None
+            or origin.reference.image != reference
+            or metadata.get(_IMAGE_KEYS[0]) == image.digest
+        ):
+            return
+        values = (
+            image.digest,
+            image.manifest_document.raw.decode("utf-8"),
+            image.config_document.raw.decode("utf-8"),
+        )
+        kept = repo.read_detached(present.checksum)
+        if kept is not None:  # signatures of others may be in there
+            noted = {key: ("s", value) for key, value in zip(_CACHED_KEYS, values, strict=True)}
+            repo.write_detached(present.checksum, {**kept, **noted})
 
 
 def read_host(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> HostStatus:
@@ -174,7 +250,6 @@ def read_host(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> HostStatus:
 def _staged(sysroot: Sysroot) -> Deployment | None:
     import json
 
-    from bootc_core.models.host import ImageStatus
     from bootc_ostree.repo import Repo
 
     try:
@@ -182,19 +257,10 @@ def _staged(sysroot: Sysroot) -> Deployment | None:
         checksum, _, serial = str(notice["depl_id"]).rpartition(".")
         details = notice["bootc"]["staged"]["details"]
         origin = origins.parse(str(details["origin"]).encode())
-        metadata = Repo(sysroot.path).read_commit(checksum)["metadata"]
-        image: ImageStatus | None = None
-        if origin.reference is not None:
-            image = origins.image_status(
-                origin.reference,
-                str(metadata["ostree.manifest-digest"]),
-                origins.document(str(metadata["ostree.manifest"]).encode()),
-                origins.document(str(metadata["ostree.container.image-config"]).encode()),
-            )
         return Deployment(
-            image=image,
+            image=_image(origin, Repo(sysroot.path).read_commit(checksum)["metadata"]),
             download_only=notice["finalization_locked"] is True,
-            ostree=OstreeInfo(STATEROOT, checksum, int(serial)),
+            ostree=OstreeInfo(str(details["stateroot"]), checksum, int(serial)),
             accepted=origin.acceptance,
             signature_mode=origin.signature,
         )

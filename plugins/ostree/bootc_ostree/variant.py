@@ -1,6 +1,7 @@
 """GVariant serialisation, the part that ostree objects need (GVariant specification 1.0, "serialisation format"; normal form).
 
-    basic       y u t s, little-endian, aligned to their size (s: bytes and a NUL)
+    basic       y u t s and the others, little-endian, aligned to their size (s: bytes and a NUL); ints for all numbers, whatever
+                their type, so that what others wrote is written back as it was
     array       fixed-size elements back to back; others aligned and followed by one end offset an element
     tuple       members aligned; end offsets of variable-size members but the last, in reverse, at the end
     variant     value, NUL, type string; aligned to 8
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-_FIXED: Final = {"y": 1, "u": 4, "t": 8}
+_FIXED: Final = {"y": 1, "b": 1, "n": 2, "q": 2, "i": 4, "u": 4, "h": 4, "x": 8, "t": 8, "d": 8}
+_TEXTS: Final = frozenset("sog")
+_TYPES: Final = frozenset("yutsvabnqixdhog(){}")
 _DEPTH: Final = 16
 
 
@@ -51,12 +54,12 @@ def split(signature: str) -> list[str]:
 
 def alignment(signature: str) -> int:
     """Alignment in bytes of a type."""
-    if signature[0] in "ys":
+    if signature[0] in _FIXED:
+        return _FIXED[signature[0]]
+    if signature[0] in _TEXTS:
         return 1
-    if signature[0] in "tv":
+    if signature[0] == "v":
         return 8
-    if signature[0] == "u":
-        return 4
     if signature[0] == "a":
         return alignment(signature[1:])
     return max((alignment(member) for member in split(signature[1:-1])), default=1)
@@ -66,7 +69,7 @@ def fixed_size(signature: str) -> int | None:
     """Size in bytes if all values of the type have one size, else None."""
     if signature[0] in _FIXED:
         return _FIXED[signature[0]]
-    if signature[0] in "sva":
+    if signature[0] in "sogva":
         return None
     position = 0
     for member in split(signature[1:-1]):
@@ -91,8 +94,8 @@ def encode(signature: str, value: Any) -> bytes:
     kind = signature[0]
     if kind in _FIXED:
         return int(value).to_bytes(_FIXED[kind], "little")
-    if kind == "s":
-        return str(value).encode() + b"\0"
+    if kind in _TEXTS:
+        return str(value).encode("utf-8", "surrogateescape") + b"\0"
     if kind == "v":
         inner, content = value
         return encode(inner, content) + b"\0" + str(inner).encode()
@@ -145,19 +148,14 @@ def decode(signature: str, data: bytes, depth: int = 0) -> Any:
         if len(data) != _FIXED[kind]:
             raise ValueError(f"{kind} of {len(data)} bytes")
         return int.from_bytes(data, "little")
-    if kind == "s":
+    if kind in _TEXTS:
         if data[-1:] != b"\0" or b"\0" in data[:-1]:
             raise ValueError("a string without its end")
         return data[:-1].decode("utf-8", "surrogateescape")
     if kind == "v":
         position = data.rfind(b"\0")
         inner = data[position + 1 :].decode("ascii", "strict") if position >= 0 else ""
-        if (
-            not inner
-            or len(inner) > 64
-            or set(inner) - set("yutsva(){}")
-            or split_checked(inner) != [inner]
-        ):
+        if not inner or len(inner) > 64 or set(inner) - _TYPES or split_checked(inner) != [inner]:
             raise ValueError("a variant without its type")
         return inner, decode(inner, data[:position], depth + 1)
     if kind == "a":
