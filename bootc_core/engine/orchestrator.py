@@ -32,6 +32,7 @@ from bootc_core.models import events
 from bootc_core.models.context import Context, ImageSummary, Operation, Phase, SignatureMode
 from bootc_core.models.host import HostStatus
 from bootc_core.models.image import FetchedImage, StagedDeployment
+from bootc_core.models.sysroot import Sysroot
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,12 @@ def _summary(host: HostStatus) -> ImageSummary | None:
         digest=image.image_digest,
         version=image.version,
     )
+
+
+def _sweep(sysroot: Sysroot) -> None:
+    """Remove what a killed write left under its temporary name; backends look after their own directories."""
+    for path in sysroot.state.glob(f"{atomic.TEMPORARY}*"):
+        atomic.unlink(path)
 
 
 @asynccontextmanager
@@ -97,6 +104,7 @@ async def transaction(
     atomic.mkdir(sysroot.path)
     with exclusive(sysroot, operation.value), Bus([*observers, *hooks.observers()]) as bus:
         run = Transaction(hooks, storage, bus, context)
+        _sweep(sysroot)
         await run.recover()
         host = storage.read_host(run.warn)
         run.update(from_image=_summary(host))

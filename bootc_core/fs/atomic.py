@@ -38,6 +38,7 @@ from bootc_core.errors import StorageError
 
 StrPath = str | os.PathLike[str]
 
+TEMPORARY: Final = ".bootc-tmp-"
 _RENAME_NOREPLACE: Final = 1
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -130,8 +131,8 @@ def syncfs(path: StrPath) -> None:
 
 
 def temporary_name(name: str) -> str:
-    """A fresh hidden name beside ``name``; leftovers are recognised by the prefix ``.bootc-tmp-``."""
-    return f".bootc-tmp-{os.urandom(8).hex()}-{name[:64]}"
+    """A fresh hidden name beside ``name``; leftovers are recognised by the prefix ``TEMPORARY``."""
+    return f"{TEMPORARY}{os.urandom(8).hex()}-{name[:64]}"
 
 
 def rename(source: StrPath, target: StrPath) -> None:
