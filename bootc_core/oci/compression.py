@@ -73,12 +73,18 @@ def gzip_decoder(
     return _Zlib, (zlib.error,)
 
 
-def zstd_decoder() -> tuple[Callable[[], Any], tuple[type[Exception], ...]]:
-    """Maker of decoders for one zstd frame each, windows bounded, and what they raise."""
+def zstd_module() -> Any:
+    """The standard library's ``compression.zstd``, or its backport."""
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
         from backports import zstd
+    return zstd
+
+
+def zstd_decoder() -> tuple[Callable[[], Any], tuple[type[Exception], ...]]:
+    """Maker of decoders for one zstd frame each, windows bounded, and what they raise."""
+    zstd = zstd_module()
     options = {int(zstd.DecompressionParameter.window_log_max): limits.ZSTD_WINDOW_LOG}
     return lambda: zstd.ZstdDecompressor(options=options), (zstd.ZstdError,)
 
@@ -108,6 +114,7 @@ def decompress(
     ratio_free_bytes: int = limits.RATIO_FREE_BYTES,
     max_frames: int = limits.FRAMES,
     standard_library: bool = False,
+    nested: bool = False,
 ) -> Iterator[bytes | memoryview]:
     """The decoded bytes of ``chunks``, in non-empty pieces of at most ``limits.OUTPUT_CHUNK_BYTES``.
 
@@ -120,6 +127,7 @@ def decompress(
         ratio_free_bytes: see there.
         max_frames: bound on gzip members or zstd frames.
         standard_library: use ``zlib`` even where isal is there.
+        nested: what comes out may look compressed itself, since it is a file and no archive.
 
     Raises:
         ContentError: not of that compression, damaged, cut off, followed by rubbish (INT); compressed twice (CON); beyond
@@ -142,7 +150,8 @@ def decompress(
     for piece in pieces:
         if total < _HEAD:
             first += bytes(piece[: _HEAD - total])
-            if compression != "none" and len(first) >= _HEAD and sniff(first) != "none":
+            looks = sniff(first) if len(first) >= _HEAD and not nested else "none"
+            if compression != "none" and looks != "none":
                 raise ContentError(
                     f"{what} is compressed twice",
                     reference="nested-compression",

@@ -128,7 +128,7 @@ class Download:
         time.sleep(min(wait, limits.RETRY_WAIT_MAX_S))
 
     def _open(self) -> http.Response:
-        whole = self._bad_ranges >= _BAD_RANGES
+        whole = self._bad_ranges >= _BAD_RANGES and self._end == self._size
         start = 0 if whole else self.position
         ranged = bool(start) or (self._end < self._size and not whole)
         headers = self._headers
@@ -147,9 +147,9 @@ class Download:
             if http.content_range(reply) == (start, self._end - 1, self._size):
                 self._bad_ranges = 0
                 return reply
-        elif reply.status == 200:
+        elif reply.status == 200 and self._end == self._size:
             return self._skip(reply, self.position)
-        elif reply.status != 416 or not ranged:
+        elif reply.status not in {200, 416} or not ranged:
             raise http.status_error(reply, self._what)
         reply.close()
         self._bad_ranges += 1
@@ -157,7 +157,7 @@ class Download:
             f"{self._what}: the server cannot go on where the connection broke",
             reference="bad-range",
             found=f"HTTP {reply.status}",
-            retryable=True,
+            retryable=self._end == self._size or self._bad_ranges < _BAD_RANGES,
         )
 
     def _skip(self, reply: http.Response, count: int) -> http.Response:

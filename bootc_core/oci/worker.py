@@ -11,6 +11,7 @@ order of ``attached``; standard output answers in JSON lines:
                  | {"kind": "pipe"},
        "attached": ["source"], "staging": 7, "sink": "module:Class", "path": "/where/it/is", "options": {…},
        "spool_bytes": 262144, "retry_wait_s": 0.5, "limits": {"descriptor": 9, "rate": null, "most": 100000000} | null,
+       "chunked": {"positions": […], "table": 10, "directories": [11]} | null,
        "spare": false}                     spare: there are more processors than workers
     ◀ {"job": 2, …, "recheck": {…}}        only ask the sink whether the finished layer is whole
     ▶ {"event": "progress", "job": 1, "bytes": 4}
@@ -50,6 +51,7 @@ from bootc_core.oci.tar import Splitter
 if TYPE_CHECKING:
     from bootc_core.net.budget import Meter
     from bootc_core.net.http import Pool
+    from bootc_core.oci.chunked import Seeds
     from bootc_core.oci.sink import Sink
 
 SPOOL: Final = "spool"  # in a layer's staging directory; sinks use other names
@@ -231,6 +233,7 @@ class Worker:
         self._channel = channel
         self._pool: Pool | None = None
         self._meter: Meter | None = None
+        self._seeds: Seeds | None = None
 
     def serve(self) -> None:
         """Until the parent closes the channel."""
@@ -278,6 +281,12 @@ class Worker:
             "spool_bytes", limits.SPOOL_LAYER_BYTES
         ):
             spool = _Spool(layer, job["size"])
+        if job.get("chunked") and job["source"]["kind"] == "http" and not (spool and spool.size):
+            by_file = self._import_by_file(job, layer, make)
+            if by_file is not None:
+                if spool is not None:
+                    spool.drop()
+                return by_file
         blob = _Blob(self._open(job, attached, spool), blob_check, self._reporter(job["job"]))
         done = False
         try:
@@ -314,6 +323,62 @@ class Worker:
                 spool.drop() if done else spool.close()
         return {
             "bytes": blob_check.bytes,
+            "bytes_uncompressed": splitter.bytes,
+            "entries": splitter.entries,
+            "sink": answer,
+        }
+
+    def _import_by_file(self, job: dict[str, Any], layer: int, make: Any) -> dict[str, Any] | None:
+        """Import a layer of which the host holds most files; None if it is better fetched as a whole.
+
+        Raises:
+            BootcError: with ``whole`` if the whole layer may be better: what was staged is to be cleared first.
+        """
+        from bootc_core.oci import chunked
+        from bootc_core.oci.download import Download
+
+        pool, meter = self._line(job)
+        told = job["chunked"]
+        if self._seeds is None and told["table"] is not None:
+            self._seeds = chunked.Seeds(told["table"], told["directories"])
+        toc, digest, split = told["positions"]
+        where = chunked.Positions(tuple(toc), digest, tuple(split))
+
+        def fetch(start: int, end: int) -> Download:
+            return Download(job, start, pool, meter, end=end)
+
+        try:
+            source = chunked.Layer(
+                where, job["size"], fetch, self._seeds, self._reporter(job["job"])
+            )
+        except (chunked.NotWorthwhile, BootcError, OSError) as problem:
+            if chunked.falls_back(problem):
+                return None
+            raise
+        diff_check = Verifier(job["diff_id"], None, f"{job['what']}, uncompressed,")
+        sink: Sink = make(layer, job["options"])
+        splitter = Splitter(sink, job["what"])
+        try:
+            for piece in source:
+                diff_check.update(piece)
+                splitter.feed(piece)
+            splitter.close()
+            diff_check.finish()
+            answer = sink.finish()
+        except BaseException as problem:
+            source.close()
+            sink.abort()
+            if isinstance(problem, BootcError | OSError) and chunked.falls_back(problem):
+                partly = ContentError(
+                    f"{job['what']} cannot be fetched by the file",
+                    reference="partial-pull",
+                    found=printable(str(problem)),
+                )
+                partly.whole = True  # type: ignore[attr-defined] # read by failure()
+                raise partly from problem
+            raise
+        return {
+            "bytes": source.received,
             "bytes_uncompressed": splitter.bytes,
             "entries": splitter.entries,
             "sink": answer,
@@ -384,6 +449,7 @@ def failure(problem: BootcError) -> dict[str, Any]:
         "type": kind.__name__,
         "error": fields,
         "again": bool(getattr(problem, "again", False)),
+        "whole": bool(getattr(problem, "whole", False)),
     }
 
 

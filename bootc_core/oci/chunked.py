@@ -1,0 +1,469 @@
+"""Layers fetched by the file: zstd:chunked (containers/storage, table of contents version 1), for worker processes.
+
+    blob = frame {frame}                  one zstd frame or more for each file's content, others for the headers between
+           skippable(table of contents)   zstd of {"version": 1, "entries": […], "tarSplitDigest": "sha256:…"}
+           skippable(tar-split)           zstd of JSON lines: segments of the archive (base64), and names of files in between
+    annotations (covered by the manifest's digest):  io.github.containers.zstd-chunked.manifest-position   offset:length:plain:1
+                                                     …manifest-checksum, …tarsplit-position   offset:length:plain
+
+What the host holds already is found by size and SHA-256 in whatever local directories are named (objects of other deployments,
+of interrupted pulls). The rest comes in few ranges. Everything is put together to the archive, byte for byte, and goes the way of
+a full pull: diffID, splitter, sink. So the table is a hint and nothing more: where it lies, the digest fails, and the caller
+fetches the whole layer. `NotWorthwhile` says the same for what is not worth it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import bisect
+import hashlib
+import json
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from bootc_core import limits
+from bootc_core.errors import ContentError, TransportError
+from bootc_core.oci.compression import decompress
+
+_PREFIX: Final = "io.github.containers.zstd-chunked."
+_ESTARGZ: Final = "containerd.io/snapshot/stargz/toc.digest"
+_HOLE: Final = 24 * limits.KIB  # unwanted bytes that cost less than another request does
+_REQUEST: Final = 2 * limits.KIB  # what a request costs on the line, both ways
+_REQUESTS: Final = 512  # at most for one layer; then larger holes are fetched
+_WORTH: Final = 0.8  # of the blob; beyond it the whole blob is simpler
+_RECORD: Final = struct.Struct(">QB")
+_NAME_BYTES: Final = 151
+RECORD_BYTES: Final = _RECORD.size + _NAME_BYTES
+
+
+class NotWorthwhile(Exception):
+    """The layer is better fetched as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Where table and tar-split are in the blob, by the descriptor's annotations."""
+
+    toc: tuple[int, int, int]  # offset, length, length uncompressed
+    toc_digest: str
+    split: tuple[int, int, int]
+
+    @property
+    def bytes(self) -> int:
+        """What has to be fetched to know what to fetch."""
+        return self.toc[1] + self.split[1]
+
+
+def positions(annotations: Mapping[str, str] | None, size: int) -> Positions | None:
+    """Positions in a blob of ``size`` bytes; None if it is not chunked, or in a way that cannot be verified (no tar-split)."""
+    told = annotations or {}
+    digest = told.get(f"{_PREFIX}manifest-checksum", "")
+    if not digest.startswith("sha256:") or _ESTARGZ in told:
+        return None
+    toc = _numbers(told.get(f"{_PREFIX}manifest-position", ""), 4)
+    split = _numbers(told.get(f"{_PREFIX}tarsplit-position", ""), 3)
+    if toc is None or split is None or toc[3] != 1:
+        return None
+    for offset, length, plain in (toc[:3], split):
+        if not 0 < offset < offset + length <= size or not 0 < plain <= limits.TOC_BYTES:
+            return None
+    return Positions((toc[0], toc[1], toc[2]), digest, (split[0], split[1], split[2]))
+
+
+def _numbers(text: str, count: int) -> list[int] | None:
+    parts = text.split(":")
+    if len(parts) != count or not all(part.isascii() and part.isdigit() for part in parts):
+        return None
+    return [int(part[:19]) for part in parts]
+
+
+# --- what the host holds ------------------------------------------------------------------------------------------------
+
+
+def list_seeds(directories: Sequence[Path], least: int) -> bytes:
+    """A table of the regular files beneath ``directories``, sorted by size: for `Seeds` in worker processes.
+
+    Args:
+        directories: trees of files that never change (names of at most 150 bytes count); others than the first level's
+            subdirectories are walked too.
+        least: smaller files are left out, in bytes.
+    """
+    records = []
+    for number, top in enumerate(directories):
+        todo = [""]
+        while todo:
+            place = todo.pop()
+            try:
+                with os.scandir(f"{top}/{place}" if place else top) as entries:
+                    for entry in entries:
+                        name = f"{place}/{entry.name}" if place else entry.name
+                        if entry.is_dir(follow_symlinks=False):
+                            todo.append(name)
+                        elif len(name) < _NAME_BYTES and entry.is_file(follow_symlinks=False):
+                            size = entry.stat(follow_symlinks=False).st_size
+                            if size >= least:
+                                records.append(
+                                    _RECORD.pack(size, number)
+                                    + os.fsencode(name).ljust(_NAME_BYTES, b"\0")[:_NAME_BYTES]
+                                )
+            except OSError:
+                continue
+    records.sort()
+    return b"".join(records)
+
+
+class Seeds:
+    """Finds content by size and SHA-256; what was hashed once is known for the rest of the process's life."""
+
+    def __init__(self, table: int, directories: Sequence[int]) -> None:
+        size = os.fstat(table).st_size
+        self._table = mmap.mmap(table, size, prot=mmap.PROT_READ) if size else b""
+        self._count = size // RECORD_BYTES
+        self._directories = directories
+        self._known: dict[int, dict[bytes, tuple[int, str]]] = {}
+
+    def _size(self, number: int) -> int:
+        start = number * RECORD_BYTES
+        size: int = _RECORD.unpack(self._table[start : start + _RECORD.size])[0]
+        return size
+
+    def find(self, digest: bytes, size: int) -> tuple[int, str] | None:
+        """Directory descriptor and name of a file with that content, or None."""
+        if size not in self._known:
+            self._known[size] = {}
+            number = bisect.bisect_left(range(self._count), size, key=self._size)
+            while number < self._count and self._size(number) == size:
+                self._look(number, size)
+                number += 1
+        return self._known[size].get(digest)
+
+    def _look(self, number: int, size: int) -> None:
+        record = self._table[number * RECORD_BYTES : (number + 1) * RECORD_BYTES]
+        directory = self._directories[record[8]]
+        name = os.fsdecode(bytes(record[_RECORD.size :]).rstrip(b"\0"))
+        hasher = hashlib.sha256()
+        try:
+            for piece in read_file(directory, name, size):
+                hasher.update(piece)
+        except OSError:
+            return
+        self._known[size].setdefault(hasher.digest(), (directory, name))
+
+
+def read_file(directory: int, name: str, size: int) -> Iterator[bytes]:
+    """The content of a local file in pieces.
+
+    Raises:
+        OSError: it is gone, something else than a regular file, or of another size.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(name, flags, dir_fd=directory)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            raise OSError(5, "it changed")
+        left = size
+        while left:
+            piece = os.read(descriptor, min(left, limits.OUTPUT_CHUNK_BYTES))
+            if not piece:
+                raise OSError(5, "it shrank")
+            left -= len(piece)
+            yield piece
+    finally:
+        os.close(descriptor)
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Chunk:
+    offset: int
+    end: int
+    size: int
+    zeros: bool
+
+
+@dataclass(slots=True)
+class _File:
+    size: int
+    chunks: list[_Chunk]
+    place: tuple[int, str] | None = None
+
+
+class _Bad(ContentError):
+    """Table or tar-split are not what they should be; the caller fetches the whole layer, so nobody sees this."""
+
+
+def _bad(found: str) -> _Bad:
+    return _Bad("the table of contents cannot be used", reference="bad-toc", found=found)
+
+
+def parse_toc(data: bytes, seeds: Seeds | None, end: int) -> tuple[dict[str, _File], str]:
+    """Files with content by name, and the tar-split's digest.
+
+    Args:
+        data: the table, decompressed.
+        seeds: where content is looked for.
+        end: bound of offsets.
+
+    Raises:
+        ContentError: malformed, or ambiguous.
+    """
+    try:
+        value: Any = json.loads(data)
+        if value["version"] != 1:
+            raise _bad("another version")
+        files: dict[str, _File] = {}
+        file: _File | None = None
+        left = 0
+        for entry in value["entries"]:
+            kind = entry["type"]
+            if kind not in ("reg", "chunk"):
+                continue
+            size = int(entry.get("size") or 0)
+            if kind == "reg":
+                if left:
+                    raise _bad("a file without all its chunks")
+                name = entry["name"]
+                file = _File(size, [])
+                if size:
+                    if name in files:
+                        raise _bad("two files of one name")
+                    files[name] = file
+                    algorithm, _, hexed = entry["digest"].partition(":")
+                    if seeds is not None and algorithm == "sha256" and len(hexed) == 64:
+                        file.place = seeds.find(bytes.fromhex(hexed), size)
+                left = size
+            if file is None or not left:
+                continue
+            length = int(entry.get("chunkSize") or 0) or left
+            zeros = entry.get("chunkType") == "zeros"
+            start, stop = int(entry.get("offset") or 0), int(entry.get("endOffset") or 0)
+            if length > left or (not zeros and not 0 <= start < stop <= end):
+                raise _bad("a chunk outside its file or blob")
+            file.chunks.append(_Chunk(start, stop, length, zeros))
+            left -= length
+        if left:
+            raise _bad("a file without all its chunks")
+        return files, str(value.get("tarSplitDigest") or "")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        raise _bad(type(problem).__name__) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A range of the blob that is fetched at once."""
+
+    start: int
+    end: int
+
+
+def plan_runs(chunks: Sequence[tuple[int, int]], hole: int = _HOLE) -> list[Run]:
+    """Few ranges that cover ``chunks`` (start and end, in order of the archive).
+
+    Raises:
+        ContentError: chunks that overlap or go backwards.
+    """
+    while True:
+        runs: list[Run] = []
+        for start, end in chunks:
+            if runs and start < runs[-1].end:
+                raise _bad("chunks that overlap")
+            if runs and start - runs[-1].end <= hole:
+                runs[-1] = Run(runs[-1].start, end)
+            else:
+                runs.append(Run(start, end))
+        if len(runs) <= _REQUESTS:
+            return runs
+        hole *= 2
+
+
+class Layer:
+    """One layer, fetched by the file. Iteration gives the archive's bytes; the caller checks them against the diffID.
+
+    Args:
+        where: table and tar-split.
+        size: of the blob.
+        fetch: opens a range of the blob: an object with ``readinto`` and ``close``.
+        seeds: where content is looked for.
+        report: told how many bytes of the blob are done.
+    """
+
+    def __init__(
+        self,
+        where: Positions,
+        size: int,
+        fetch: Callable[[int, int], Any],
+        seeds: Seeds | None,
+        report: Callable[[int], None],
+    ) -> None:
+        self._fetch, self._report = fetch, report
+        self.received = 0
+        toc, split = self._documents(where)
+        limit = min(where.toc[0], where.split[0]) - 8
+        table = _plain(toc, where.toc[2])
+        self._files, split_digest = parse_toc(table, seeds, limit)
+        if f"sha256:{hashlib.sha256(split).hexdigest()}" != split_digest:
+            raise _bad("the tar-split has another digest")
+        self._lines = _plain(split, where.split[2])
+        order = [file for file in self._ordered() if file is not None and file.place is None]
+        wanted = [
+            (chunk.offset, chunk.end) for file in order for chunk in file.chunks if not chunk.zeros
+        ]
+        self._runs = plan_runs(wanted)
+        self.needed = sum(run.end - run.start for run in self._runs)
+        if self.needed + len(self._runs) * _REQUEST + where.bytes > size * _WORTH:
+            raise NotWorthwhile
+        self._run: Any = None
+        self._at = self._stop = 0
+
+    def _documents(self, where: Positions) -> tuple[bytes, bytes]:
+        start = min(where.toc[0], where.split[0])
+        end = max(where.toc[0] + where.toc[1], where.split[0] + where.split[1])
+        if end - start <= where.bytes + limits.KIB:  # beside each other: one request
+            both = self._read_range(start, end)
+            toc, split = (
+                both[place[0] - start : place[0] - start + place[1]]
+                for place in (where.toc, where.split)
+            )
+        else:
+            toc, split = (
+                self._read_range(place[0], place[0] + place[1])
+                for place in (where.toc, where.split)
+            )
+        if f"sha256:{hashlib.sha256(toc).hexdigest()}" != where.toc_digest:
+            raise _bad("the table has another digest than its annotation")
+        return toc, split
+
+    def _read_range(self, start: int, end: int) -> bytes:
+        data = bytearray(end - start)
+        view = memoryview(data)
+        source = self._fetch(start, end)
+        try:
+            done = 0
+            while done < len(view):
+                count = source.readinto(view[done : done + limits.CHUNK_BYTES])
+                if not count:
+                    raise _bad("a range ended early")
+                done += count
+        finally:
+            source.close()
+        self._count(len(data))
+        return bytes(data)
+
+    def _count(self, count: int) -> None:
+        self.received += count
+        self._report(self.received)
+
+    def _segments(self) -> Iterator[tuple[bytes | None, str]]:
+        """The archive in order: bytes, or the name of a file whose content comes here."""
+        try:
+            for line in self._lines.split(b"\n"):
+                if not line:
+                    continue
+                entry = json.loads(line)
+                if entry["type"] == 2:
+                    yield base64.b64decode(entry["payload"], validate=True), ""
+                elif entry["type"] == 1:
+                    if entry.get("size"):
+                        yield None, _name(entry)
+                else:
+                    raise _bad("an unknown kind of tar-split entry")
+        except (ValueError, KeyError, TypeError, binascii.Error, RecursionError) as problem:
+            raise _bad(type(problem).__name__) from None
+
+    def _ordered(self) -> Iterator[_File | None]:
+        seen = set()
+        for data, name in self._segments():
+            if data is None:
+                file = self._files.get(name)
+                if file is None or name in seen:
+                    raise _bad("tar-split and table name different files")
+                seen.add(name)
+                yield file
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        try:
+            for data, name in self._segments():
+                if data is not None:
+                    yield data
+                    continue
+                file = self._files[name]
+                if file.place is not None:
+                    yield from read_file(*file.place, file.size)
+                    continue
+                for chunk in file.chunks:
+                    yield from self._content(chunk)
+        finally:
+            self.close()
+
+    def _content(self, chunk: _Chunk) -> Iterator[bytes | memoryview]:
+        if chunk.zeros:
+            left = chunk.size
+            while left:
+                piece = bytes(min(left, limits.OUTPUT_CHUNK_BYTES))
+                left -= len(piece)
+                yield piece
+            return
+        done = 0
+        for out in decompress(
+            self._pieces(chunk), "zstd", "a file", max_bytes=chunk.size, nested=True
+        ):
+            done += len(out)
+            yield out
+        if done != chunk.size:
+            raise _bad("a chunk of another size")
+
+    def _pieces(self, chunk: _Chunk) -> Iterator[bytes]:
+        """The chunk's compressed bytes; the hole in front of it is read and dropped."""
+        if self._run is None or chunk.offset >= self._stop:
+            self.close()
+            run = self._runs.pop(0)
+            self._run, self._at, self._stop = self._fetch(run.start, run.end), run.start, run.end
+        while self._at < chunk.end:
+            hole = chunk.offset > self._at
+            most = (chunk.offset if hole else chunk.end) - self._at
+            buffer = bytearray(min(most, limits.CHUNK_BYTES))
+            count = self._run.readinto(memoryview(buffer))
+            if not count:
+                raise _bad("a range ended early")
+            self._at += count
+            self._count(count)
+            if not hole:
+                yield bytes(memoryview(buffer)[:count])
+
+    def close(self) -> None:
+        """Give up what was not read."""
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    raw = entry.get("name_raw")
+    if raw is None:
+        return str(entry["name"])
+    return base64.b64decode(raw, validate=True).decode("utf-8", "replace")
+
+
+def _plain(data: bytes, size: int) -> bytes:
+    """A decompressed document of exactly ``size`` bytes."""
+    out = b"".join(bytes(piece) for piece in decompress([data], "zstd", "a table", max_bytes=size))
+    if len(out) != size:
+        raise _bad("a document of another size")
+    return out
+
+
+def falls_back(problem: BaseException) -> bool:
+    """Whether the whole layer may be better than the attempt by file that ended with ``problem``."""
+    if isinstance(problem, TransportError):
+        return problem.reference == "bad-range"
+    return isinstance(problem, NotWorthwhile | ContentError | OSError)
