@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import random
+import subprocess
 import tarfile
 import urllib.parse
 from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -29,6 +32,7 @@ from bootc_core.oci.tar import (
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 KINDS = {
     tarfile.REGTYPE: "0",
+    tarfile.AREGTYPE: "0",
     tarfile.DIRTYPE: "5",
     tarfile.SYMTYPE: "2",
     tarfile.LNKTYPE: "1",
@@ -50,7 +54,7 @@ _names = st.lists(
 @st.composite
 def _infos(draw) -> tuple[tarfile.TarInfo, bytes]:
     info = tarfile.TarInfo(draw(_names))
-    info.type = draw(st.sampled_from(list(KINDS)))
+    info.type = draw(st.sampled_from([kind for kind in KINDS if kind != tarfile.AREGTYPE]))
     info.mode = draw(st.integers(0, 0o7777))
     info.uid, info.gid = draw(st.integers(0, 2**21 - 1)), draw(st.integers(0, 2**21 - 1))
     info.mtime = draw(st.integers(0, 2**33 - 1))
@@ -110,6 +114,68 @@ def test_same_as_the_standard_library(kind, infos, step):
     except ValueError:  # a name does not fit in ustar
         return
     assert as_we_read(archive, step) == as_library_reads(archive)
+
+
+@pytest.mark.parametrize("kind", ["v7", "oldgnu", "gnu", "ustar", "pax"])
+def test_what_gnu_tar_writes(tmp_path, kind):
+    """The most common writer beside Go's, in each of its formats: long names, links, odd bytes, large owners."""
+    tree = tmp_path / "tree"
+    deep = tree / "/".join(["directory"] * {"v7": 8, "ustar": 14}.get(kind, 20))
+    deep.mkdir(parents=True)
+    for number in range(30):
+        (deep / f"file{number}").write_bytes(random.Random(number).randbytes(number * 100))
+    (tree / "a").write_bytes(b"linked")
+    os.link(tree / "a", tree / "hard")
+    (tree / "soft").symlink_to(
+        "directory/../hard" if kind == "v7" else "x" * (90 if kind == "ustar" else 300)
+    )
+    if kind != "v7":
+        os.mkfifo(tree / "pipe")
+    (tree / "a.wh.b").touch()
+    Path(os.fsdecode(bytes(tree) + b"/\xff\n\x01")).touch()
+    if kind not in {"v7", "ustar"}:
+        (deep / ("n" * 200)).touch()
+    command = ["tar", "-c", f"--format={kind}", "--sort=name", "-C", str(tree)]
+    for extra in ([], ["--owner=user:2000000", "--group=7", "--mtime=@1.5", "--mode=u+s"]):
+        for what in (".", "./"):
+            archive = subprocess.run(
+                [*command, *extra, what], check=True, stdout=subprocess.PIPE
+            ).stdout
+            assert as_we_read(archive) == [
+                (
+                    canonical(name),
+                    kind_,
+                    mode,
+                    uid,
+                    gid,
+                    int(time),
+                    canonical(link) if kind_ == "1" else link,
+                    body,
+                )
+                for name, kind_, mode, uid, gid, time, link, body in as_library_reads(archive)
+            ]
+
+
+def test_sparse_files_of_gnu_tar_are_refused(tmp_path):
+    with (tmp_path / "holes").open("wb") as file:
+        file.truncate(1 << 22)
+        file.seek(1 << 21)
+        file.write(b"data")
+    for kind in ("gnu", "pax"):
+        for version in ("0.0", "0.1", "1.0"):
+            command = [
+                "tar",
+                "-cS",
+                f"--format={kind}",
+                f"--sparse-version={version}",
+                "-C",
+                str(tmp_path),
+                "holes",
+            ]
+            archive = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+            with pytest.raises(ContentError, match="sparse") as caught:
+                split(archive)
+            assert caught.value.catalogue == "LIM"
 
 
 def large_example() -> bytes:
