@@ -5,7 +5,7 @@ Actions are hooks; offers only answer "is this yours?" and "what is there?". The
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bootc_core.models.boot import BootPlan, PresentEntry
+    from bootc_core.models.context import Context
     from bootc_core.models.host import HostStatus
-    from bootc_core.models.image import FetchedImage
+    from bootc_core.models.image import FetchedImage, PolicyAnswer
     from bootc_core.models.reference import ImageReference
     from bootc_core.models.sysroot import Sysroot
 
@@ -83,7 +84,46 @@ class BootloaderOffer:
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyOffer:
-    """A signature policy whose ``bootc_verify`` is asked about every image."""
+class TrustOffer:
+    """What ``bootc trust`` asks of a signature policy. Rows are label and text, for people.
+
+    Attributes:
+        rules: which rules count for an image beneath a configuration root, without looking at the image.
+        evidence: why a deployed image (state directory of the sysroot, digest) was accepted; empty: not known.
+        recheck: today's answer about a deployed image, offline (configuration root, state directory, digest); None: it
+            cannot be told any more.
+        change: carries out ``permit-downgrade`` or ``pin`` (state directory, action, image, reason); says what was done.
+        add: path and content of the files that make signatures of a repository count (configuration root, repository, options).
+    """
+
+    rules: Callable[[Path, ImageReference], Sequence[tuple[str, str]]]
+    evidence: Callable[[Path, str], Sequence[tuple[str, str]]]
+    recheck: Callable[[Path, Path, str], Awaitable[PolicyAnswer | None]]
+    change: Callable[[Path, str, ImageReference | None, str], str]
+    add: Callable[[Path, str, dict[str, str]], Sequence[tuple[Path, bytes]]]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteHooksOffer:
+    """Hooks that a site adds without a package, as ``bootc hooks`` and ``bootc plugins list --order`` show and rehearse them.
+
+    Attributes:
+        name: for messages.
+        points: where they can be, in the order of a run.
+        describe: lines of what runs at which point beneath a configuration root, what is masked, what is ignored.
+        rehearse: runs the hooks of a point with this context (a dry run); per hook its name, how it ended, and whether that lets
+            the run go on.
+    """
 
     name: str
+    points: tuple[str, ...]
+    describe: Callable[[Path], Sequence[str]]
+    rehearse: Callable[[Context, str], Awaitable[Sequence[tuple[str, str, bool]]]]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOffer:
+    """A signature policy whose ``bootc_verify`` is asked about every image; ``trust``: it answers ``bootc trust`` too."""
+
+    name: str
+    trust: TrustOffer | None = None

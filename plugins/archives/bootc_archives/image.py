@@ -18,7 +18,7 @@ from typing import Final
 from bootc_archives.store import Store, compression_of, is_tar, read_source
 from bootc_core import limits
 from bootc_core.errors import ContentError
-from bootc_core.models.image import FetchedImage, FileSource
+from bootc_core.models.image import Attachment, FetchedImage, FileSource
 from bootc_core.models.oci import (
     INDEX_TYPES,
     LAYER_TYPES,
@@ -42,6 +42,12 @@ TYPES: Final = {
 }
 
 
+def _none(kind: str, digest: str) -> tuple[Attachment, ...]:
+    """Most local forms keep no signatures."""
+    del kind, digest
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """An image in a file, found but not yet followed.
@@ -50,12 +56,14 @@ class Opened:
         document: what the reference names: a manifest or an index.
         store: its files.
         manifest_name, blob_name: descriptor to file name, for manifests and for all else.
+        attachments: kind and digest of a manifest to the signatures beside it.
     """
 
     document: RawDocument
     store: Store
     manifest_name: Callable[[Descriptor], str]
     blob_name: Callable[[Descriptor], str]
+    attachments: Callable[[str, str], tuple[Attachment, ...]] = _none
 
 
 def read_blob(store: Store, name: str, descriptor: Descriptor, what: str, limit: int) -> bytes:
@@ -130,6 +138,10 @@ def follow(opened: Opened, reference: ImageReference, wanted: Platform) -> Fetch
         found = store.source(opened.blob_name(descriptor))
         return sized(found, descriptor, f"layer {descriptor.digest} of {what}")
 
+    async def read_attachments(kind: str) -> tuple[Attachment, ...]:
+        kind, _, digest = kind.partition("@")
+        return opened.attachments(kind, digest or document.digest)
+
     # a missing layer is better known now than after half of the others
     layers = tuple(_as_stored(layer, source(layer), what) for layer in manifest.layers)
 
@@ -145,6 +157,7 @@ def follow(opened: Opened, reference: ImageReference, wanted: Platform) -> Fetch
         config_document=config_document,
         config=config,
         blob_source=blob_source,
+        read_attachments=read_attachments,
     )
 
 

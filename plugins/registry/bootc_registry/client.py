@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tempfile
 import threading
 import weakref
@@ -132,6 +133,27 @@ class RegistryClient:
                 "%s: the registry says %s, the bytes are %s", what, printable(told), document.digest
             )
         return RawDocument(media_type, raw)
+
+    def get_referrers(self, path: str, what: str) -> tuple[bytes, str | None] | None:
+        """One page of a list of referrers, and the path of the next one; None: the registry keeps no such lists.
+
+        Args:
+            path: ``referrers/DIGEST``, or what a page named as the next one.
+            what: names the list in errors.
+
+        Raises:
+            TransportError, ContentError: as ``get_manifest``.
+        """
+        with self._ask("GET", path, [("Accept", OCI_INDEX)]) as reply:
+            if reply.status in {400, 404, 405, 501}:
+                return None
+            if reply.status != 200:
+                raise self._refusal(reply, what)
+            told = _document_type(reply, what)
+            following = _next_page(reply.headers.get("link"), f"/v2/{self.name.path}/")
+            raw = reply.read(limits.MANIFEST_BYTES, what)
+        # what answers 200 to everything is no list (old registries send pages of their own there)
+        return (raw, following) if told == OCI_INDEX else None
 
     def get_blob(self, descriptor: Descriptor, limit: int, what: str) -> bytes:
         """A small blob, checked against size and digest.
@@ -355,6 +377,17 @@ def _size_error(what: str, expected: str, found: str) -> ContentError:
         hint="the registry or a mirror serves damaged data",
         catalogue="INT",
     )
+
+
+def _next_page(link: str, base: str) -> str | None:
+    """Path within the repository of a ``Link`` header's next page; None: the last one, or it leads elsewhere."""
+    match = re.match(r'\s*<([^<>\s]{1,2000})>\s*;.*\brel="?next"?', link)
+    if match is None:
+        return None
+    target = match[1]
+    if "://" in target:
+        target = "/" + target.partition("://")[2].partition("/")[2]
+    return target.removeprefix(base) if target.startswith(base + "referrers/") else None
 
 
 def _document_type(reply: Response, what: str) -> str:

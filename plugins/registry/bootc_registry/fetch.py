@@ -30,7 +30,16 @@ from bootc_core.models.reference import ImageReference, RegistryName, Transport
 from bootc_core.net.http import Pool
 from bootc_core.oci.platform import check_config, check_depth, host_platform, select
 from bootc_core.retry import REGISTRY_READ, again
-from bootc_registry.attachments import COSIGN, read_cosign
+from bootc_registry import registries_d
+from bootc_registry.attachments import (
+    ATTESTATIONS,
+    COSIGN,
+    LOOKASIDE,
+    REFERRERS,
+    read_lookaside,
+    read_referrers,
+    read_tag,
+)
 from bootc_registry.client import RegistryClient
 from bootc_registry.config import load_registries
 
@@ -76,7 +85,7 @@ async def fetch(
         ConfigError: registries.conf, certs.d or an auth file is wrong.
     """
     name = reference.registry_name()
-    return await _first(root, reference, partial(_fetch_from, reference, name), timeout_s)
+    return await _first(root, reference, partial(_fetch_from, root, reference, name), timeout_s)
 
 
 async def _first(
@@ -115,7 +124,7 @@ async def _read(call: Callable[..., T], *arguments: object) -> T:
 
 
 async def _fetch_from(
-    reference: ImageReference, name: RegistryName, client: RegistryClient
+    root: Path, reference: ImageReference, name: RegistryName, client: RegistryClient
 ) -> FetchedImage:
     what = reference.display()
     platform = host_platform()
@@ -138,9 +147,8 @@ async def _fetch_from(
         return await _read(client.blob_source, descriptor)
 
     async def read_attachments(kind: str) -> tuple[Attachment, ...]:
-        if kind != COSIGN:
-            return ()
-        return await _read(read_cosign, client, document.digest)
+        kind, _, digest = kind.partition("@")
+        return await _read(_attachments, root, reference, client, kind, digest or document.digest)
 
     pinned = name.with_digest((index or document).digest)
     return FetchedImage(
@@ -154,6 +162,25 @@ async def _fetch_from(
         blob_source=blob_source,
         read_attachments=read_attachments,
     )
+
+
+def _attachments(
+    root: Path, reference: ImageReference, client: RegistryClient, kind: str, digest: str
+) -> tuple[Attachment, ...]:
+    """What is attached to a manifest; mirrors are asked by their own name, lookaside stores by the logical one."""
+    if kind == REFERRERS:
+        return read_referrers(client, digest)
+    if kind == ATTESTATIONS:
+        return read_tag(client, digest, kind)
+    if kind not in {COSIGN, LOOKASIDE}:
+        return ()
+    section = registries_d.load(root, reference)
+    if kind == LOOKASIDE:
+        with Pool() as pool:
+            return read_lookaside(root, section, reference.registry_name(), digest, pool)
+    if section.attachments is False:
+        return ()
+    return read_tag(client, digest, kind)
 
 
 async def _read_instance(client: RegistryClient, entry: Descriptor, what: str) -> RawDocument:

@@ -11,15 +11,13 @@ The first that exists counts, the others are ignored. None: refuse.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from bootc_core import paths
 from bootc_core.errors import ConfigError, printable
 from bootc_core.fs.trusted import check_owner, read_trusted
-from bootc_core.models.context import SignatureMode
-from bootc_core.models.image import PolicyAnswer
-from bootc_core.models.reference import ImageReference
-from bootc_signing.policy import answer_insecure, answer_missing, evaluate, parse_policy
+from bootc_signing.policy import Policy, parse_policy
 
 VARIABLE = "CONTAINERS_POLICY_JSON"
 
@@ -68,23 +66,36 @@ def read_policy(path: Path, config_root: Path) -> bytes | None:
     return data
 
 
-def decide(config_root: Path, reference: ImageReference, mode: SignatureMode) -> PolicyAnswer:
-    """The answer of this host's policy; blocking, but bounded.
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The policy.json that counts.
+
+    Attributes:
+        policy: its content; None: there is none anywhere.
+        file: its path.
+        places: where it may be.
+    """
+
+    policy: Policy | None
+    file: str | None
+    places: tuple[str, ...]
+
+
+def load_policy(config_root: Path) -> Loaded:
+    """The policy.json of the configuration beneath ``config_root``; blocking.
 
     Raises:
-        ConfigError: the policy cannot be used, which blocks every image.
+        ConfigError: it cannot be used, which blocks every image.
     """
-    if mode is SignatureMode.INSECURE:
-        return answer_insecure()
     places = candidates(config_root)
-    for path in places:
+    names = tuple(printable(str(path)) for path in places)
+    for path, name in zip(places, names, strict=True):
         if (data := read_policy(path, config_root)) is not None:
-            what = printable(str(path))
-            return evaluate(parse_policy(data, what), reference, mode, what=what)
+            return Loaded(parse_policy(data, name), name, names)
     if os.environ.get(VARIABLE) and len(places) == 1:
         raise ConfigError(
-            f"there is no file {printable(str(places[0]))}",
+            f"there is no file {names[0]}",
             reference="unreadable",
             hint=f"it is named by the environment variable {VARIABLE}",
         )
-    return answer_missing(tuple(printable(str(path)) for path in places))
+    return Loaded(None, None, names)

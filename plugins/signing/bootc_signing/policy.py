@@ -8,8 +8,7 @@ the transport's ``""``, ``default``. Every requirement of that list has to pass.
 in the file (a key, a type) makes all of it invalid: a typing error must not accept anything
 (containers-policy.json(5); containers reference, section 4.5).
 
-No I/O here: ``load`` reads the file. Signatures are not checked yet: ``signedBy`` and
-``sigstoreSigned`` are parsed with all their fields, and refuse.
+No I/O here: ``load`` reads the file, ``requirements`` checks signatures.
 """
 
 from __future__ import annotations
@@ -27,8 +26,6 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from bootc_core.errors import ConfigError, UsageError, printable
 from bootc_core.models.base import TrustModel, parse_json, validate
-from bootc_core.models.context import SignatureMode
-from bootc_core.models.image import PolicyAnswer
 from bootc_core.models.reference import ImageReference, RegistryName, Transport, policy_scopes
 
 FLAG: Final = "--no-signature-verification"
@@ -38,7 +35,7 @@ _NAMES: Final = {transport: transport.value for transport in Transport} | {
     Transport.REGISTRY: "docker"
 }
 _PATHS: Final = frozenset({"oci", "oci-archive", "dir"})
-_PREFIX: Final = re.compile(
+PREFIX: Final = re.compile(
     r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?)(?::[0-9]{1,5})?"
     r"(?:/[a-z0-9]+(?:(?:__|[._]|-+)[a-z0-9]+)*)*"
 )
@@ -73,7 +70,7 @@ def _check_name(text: str) -> RegistryName:
 
 
 def _check_prefix(text: str) -> str:
-    if not _PREFIX.fullmatch(text):
+    if not PREFIX.fullmatch(text):
         raise ValueError("not a registry or a namespace in one")
     return text
 
@@ -358,7 +355,7 @@ def rule_for(
     return Rule("default", policy.default)
 
 
-def _name(requirement: SignedBy | SigstoreSigned | SignedBaseLayer) -> str:
+def describe(requirement: Requirement) -> str:
     """A requirement in the words of its author, e.g. ``signedBy with /etc/pki/key.gpg``."""
     source = ""
     if isinstance(requirement, SignedBy | SigstoreSigned):
@@ -368,65 +365,3 @@ def _name(requirement: SignedBy | SigstoreSigned | SignedBaseLayer) -> str:
     if isinstance(requirement, SigstoreSigned) and requirement.pki is not None:
         source = requirement.pki.subject_email or requirement.pki.subject_hostname or ""
     return requirement.type + (f" with {printable(source, 100)}" if source else "")
-
-
-def evaluate(
-    policy: Policy,
-    reference: ImageReference,
-    mode: SignatureMode,
-    *,
-    what: str,
-    resolve: Callable[[str], str] = os.path.realpath,
-) -> PolicyAnswer:
-    """What the policy says of an image.
-
-    Args:
-        policy: the document.
-        reference: as the administrator named the image.
-        mode: ``ENFORCE`` demands that a signature was checked; ``INSECURE`` is ``answer_insecure``.
-        what: path of the file, for the answer.
-        resolve: see ``rule_for``.
-    """
-    rule = rule_for(policy, reference, resolve)
-    place = f"{what}: {rule.place}"
-    if any(isinstance(requirement, Reject) for requirement in rule.requirements):
-        return PolicyAnswer(
-            accept=False,
-            reason="the policy rejects this image",
-            rule=place,
-            hint=f"if it shall be allowed, give it a rule of its own in {what}",
-        )
-    for requirement in rule.requirements:
-        if isinstance(requirement, SignedBy | SigstoreSigned | SignedBaseLayer):
-            return PolicyAnswer(
-                accept=False,
-                reason=f"a requirement cannot be checked yet: {_name(requirement)}",
-                rule=place,
-                could_check=False,
-                hint=f"{FLAG} takes the image unchecked",
-            )
-    if mode is SignatureMode.ENFORCE:
-        return PolicyAnswer(
-            accept=False,
-            reason="the policy accepts any image here, and a checked signature is demanded",
-            rule=place,
-            hint=f"require a signature in {what}, or do without --enforce-container-sigpolicy",
-        )
-    return PolicyAnswer(accept=True, reason="the policy accepts any image here", rule=place)
-
-
-def answer_insecure() -> PolicyAnswer:
-    """The answer where the administrator switched verification off."""
-    return PolicyAnswer(
-        accept=True, reason=f"signature verification was switched off ({FLAG})", rule=FLAG
-    )
-
-
-def answer_missing(places: tuple[str, ...]) -> PolicyAnswer:
-    """The answer where there is no policy at all: refused, never "accept"."""
-    return PolicyAnswer(
-        accept=False,
-        reason="there is no policy.json, so nothing says which images are acceptable",
-        could_check=False,
-        hint=f"create {' or '.join(places)}, or take the image unchecked with {FLAG}",
-    )

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import trio
 from bootc_signing import plugin
-from bootc_signing.load import candidates, decide, read_policy
-from bootc_signing.policy import evaluate, parse_policy, rule_for
+from bootc_signing.decide import Settings, decide
+from bootc_signing.load import candidates, read_policy
+from bootc_signing.policy import parse_policy, rule_for
+from bootc_signing.world import World
 
 from bootc_core.errors import ConfigError
 from bootc_core.models.context import Context, Operation, Phase, SignatureMode
@@ -34,13 +36,11 @@ def parse(value):
 
 
 def answer(value, reference, mode=SignatureMode.POLICY):
-    return evaluate(
-        parse(value),
-        ImageReference.parse(reference),
-        mode,
-        what="/etc/containers/policy.json",
-        resolve=lambda path: path,
-    )
+    named = ImageReference.parse(reference)
+    place = "/etc/containers/policy.json"
+    rule = rule_for(parse(value), named, lambda path: path)
+    found = Settings(World(Path("/")), named, place, rule, (place,), None)
+    return trio.run(decide, found, image(reference), mode)[0]
 
 
 # --- form -----------------------------------------------------------------------------------------
@@ -294,29 +294,32 @@ def test_reject():
 
 
 @pytest.mark.parametrize(
-    ("requirement", "named"),
+    ("requirement", "named", "why"),
     [
-        (GPG, "signedBy with /etc/pki/acme.gpg"),
-        (SIGSTORE, "sigstoreSigned with /etc/pki/acme.pub"),
+        (GPG, "signedBy with /etc/pki/acme.gpg", "no file /etc/pki/acme.gpg"),
+        (SIGSTORE, "sigstoreSigned with /etc/pki/acme.pub", "no file /etc/pki/acme.pub"),
         (
             {"type": "sigstoreSigned", "fulcio": FULCIO, "rekorPublicKeyPath": "/r"},
             "sigstoreSigned with a@b (https://idp)",
+            "no file /r",
         ),
-        ({"type": "sigstoreSigned", "pki": PKI}, "sigstoreSigned with a@b"),
-        ({"type": "sigstoreSigned", "keyData": "bm9u"}, "sigstoreSigned"),
-        (
-            {"type": "signedBaseLayer", "baseLayerIdentity": {"type": "matchExact"}},
-            "signedBaseLayer",
-        ),
+        ({"type": "sigstoreSigned", "pki": PKI}, "sigstoreSigned with a@b", "no file /ca"),
+        ({"type": "sigstoreSigned", "keyData": "bm9u"}, "sigstoreSigned", "not one public key"),
     ],
 )
-def test_s01_signatures_cannot_be_checked_yet_and_are_refused(requirement, named):
+def test_s01_without_its_key_a_requirement_cannot_be_checked_and_refuses(requirement, named, why):
     for mode in (SignatureMode.POLICY, SignatureMode.ENFORCE):
         for requirements in ([requirement], [*ANY, requirement], [requirement, *ANY]):
             said = answer({"default": requirements}, "quay.io/x", mode)
             assert (said.accept, said.could_check) == (False, False)
-            assert said.reason == f"a requirement cannot be checked yet: {named}"
-            assert "--no-signature-verification" in str(said.hint)
+            assert said.reason.startswith(named + ": ")
+            assert why in said.reason
+
+
+def test_signed_base_layer_never_passes():
+    requirement = {"type": "signedBaseLayer", "baseLayerIdentity": {"type": "matchExact"}}
+    said = answer({"default": [requirement]}, "quay.io/x")
+    assert (said.accept, said.could_check) == (False, True)
 
 
 def test_reject_beside_others_rejects():
@@ -348,7 +351,7 @@ def write(root, value, name="etc/containers/policy.json"):
 
 
 def decided(root, reference="quay.io/x", mode=SignatureMode.POLICY):
-    return decide(root, ImageReference.parse(reference), mode)
+    return trio.run(plugin.bootc_verify, context(root, mode), image(reference))
 
 
 def test_first_file_counts(tmp_path):
@@ -681,10 +684,10 @@ def test_skopeo_agrees(layout, tmp_path, policy, accepted):
         with pytest.raises(ConfigError):
             parse_policy(text.encode(), str(path))
     else:
-        ours = evaluate(
-            parse_policy(text.encode(), str(path)),
-            ImageReference.parse(f"oci:{layout}/oci:1"),
-            SignatureMode.POLICY,
-            what=str(path),
+        reference = f"oci:{layout}/oci:1"
+        rule = rule_for(parse_policy(text.encode(), str(path)), ImageReference.parse(reference))
+        found = Settings(
+            World(Path("/")), ImageReference.parse(reference), str(path), rule, (), None
         )
+        ours, _ = trio.run(decide, found, image(reference), SignatureMode.POLICY)
         assert ours.accept is accepted
