@@ -89,3 +89,5 @@ if ! ready; then
     .venv/bin/pip install --quiet --disable-pip-version-check --no-input -e ".$extra" </dev/null
     touch ".venv/ready-${extra:+dev-}$wanted"
 fi
+# Byte code for what was checked out: an editable installation compiles nothing, and each start of the program would.
+.venv/bin/python -m compileall -q -j 0 bootc_core plugins
