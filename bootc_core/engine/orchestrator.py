@@ -77,6 +77,7 @@ async def transaction(
     signature: SignatureMode = SignatureMode.POLICY,
     *,
     reason: str = "",
+    override: str = "",
 ) -> AsyncIterator[tuple[Transaction, HostStatus]]:
     """A locked, recovered sysroot with a running transaction, and the host's status at its beginning.
 
@@ -100,6 +101,7 @@ async def transaction(
         signature=signature,
         started_at=datetime.now(UTC),
         reason=reason,
+        override=override,
     )
     atomic.mkdir(sysroot.path)
     with exclusive(sysroot, operation.value), Bus([*observers, *hooks.observers()]) as bus:

@@ -18,8 +18,8 @@ from typing import Any
 import trio
 
 from bootc_core import limits
+from bootc_core.engine import holds, recovery
 from bootc_core.engine import journal as journals
-from bootc_core.engine import recovery
 from bootc_core.engine.bus import Bus
 from bootc_core.engine.notice import drop_notice
 from bootc_core.engine.plan import Target
@@ -28,9 +28,10 @@ from bootc_core.errors import BootcError, Denied, Held, Refused, TransactionErro
 from bootc_core.hooks.calls import Hooks
 from bootc_core.models import events
 from bootc_core.models.boot import BootPlan
-from bootc_core.models.context import Context, Operation, Phase, SignatureMode
+from bootc_core.models.context import Context, Operation, Phase, PriorVerdict, SignatureMode
+from bootc_core.models.holds import stamp
 from bootc_core.models.image import FetchedImage, PolicyAnswer, StagedDeployment, VerifiedImage
-from bootc_core.models.verdict import Deny, Hold, Proceed, strictness
+from bootc_core.models.verdict import Deny, Hold, Proceed, strictness, told
 
 
 def new_transaction_id() -> str:
@@ -66,23 +67,43 @@ class Transaction:
         self.context = self.context.model_copy(update=changes)
 
     async def _ask_gates(self, phase: Phase) -> None:
-        verdicts = await self.hooks.gates(self.context, phase)
+        verdicts = holds.settle(
+            self.storage.sysroot,
+            self.context,
+            await self.hooks.gates(self.context, phase),
+            self.hooks.plugins.hold_bounds,
+        )
         for plugin, verdict in verdicts:
             if isinstance(verdict, Proceed) and verdict.warning:
                 self.warn(f"{plugin}: {verdict.warning}")
+        said = [PriorVerdict(plugin=plugin, phase=phase, **told(v)) for plugin, v in verdicts]
+        self.update(verdicts=(*self.context.verdicts, *said))
         plugin, worst = max(verdicts, key=lambda item: strictness(item[1]), default=("", Proceed()))
         if isinstance(worst, Deny):
             raise Denied(
                 f"{plugin} does not allow {phase.value}: {worst.reason}",
                 hint="nothing was changed; bootc plugins list shows where this plugin comes from",
             )
-        if isinstance(worst, Hold):
-            latest = self.context.started_at + timedelta(seconds=limits.HOLD_MAX_S)
-            until = min(worst.until.astimezone(UTC), latest).strftime("%Y-%m-%dT%H:%M:%SZ")
+        if isinstance(worst, Hold) and self.context.override:
+            for source, held in verdicts:
+                if isinstance(held, Hold):
+                    self.bus.emit(
+                        events.HoldOverridden(
+                            self.context.transaction,
+                            phase.value,
+                            source,
+                            held.reason,
+                            stamp(held.until),
+                            self.context.override,
+                        )
+                    )
+                    self.warn(f"the hold of {source} is overridden: {held.reason}")
+        elif isinstance(worst, Hold):
+            until = stamp(worst.until)
             raise Held(
                 f"{plugin} asks to wait with {phase.value} until {until}: {worst.reason}",
                 until=until,
-                hint="nothing was changed; run the command again then",
+                hint="nothing was changed; run the command again then, or see: bootc why-not",
             )
 
     @asynccontextmanager

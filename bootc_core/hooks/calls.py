@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from datetime import datetime
 from typing import Any, TypeVar, cast
 
 import pluggy
@@ -175,28 +176,37 @@ class Hooks:
 
     # gates
 
+    async def gate_answers(self, context: Context, phase: Phase) -> list[dispatch.Answer]:
+        """Every gate's answer, errors among them; what is no verdict is an error."""
+        answers = await dispatch.call_all(
+            self._caller("bootc_gate"), {"context": context, "phase": phase}, limits.GATE_TIMEOUT_S
+        )
+        return [
+            dispatch.Answer(
+                answer.plugin,
+                error=HookError(
+                    f"the gate of plugin {answer.plugin} answered with something else",
+                    expected="Proceed, Hold (until with time zone) or Deny",
+                    found=printable(repr(answer.value), 80),
+                ),
+            )
+            if answer.error is None and not _is_verdict(answer.value)
+            else answer
+            for answer in answers
+        ]
+
     async def gates(self, context: Context, phase: Phase) -> list[tuple[str, Verdict]]:
         """Every gate's verdict with its plugin.
 
         Raises:
             HookError: a gate broke, which counts as no.
         """
-        answers = await dispatch.call_all(
-            self._caller("bootc_gate"), {"context": context, "phase": phase}, limits.GATE_TIMEOUT_S
-        )
         verdicts: list[tuple[str, Verdict]] = []
-        for answer in answers:
+        for answer in await self.gate_answers(context, phase):
             if answer.error is not None:
                 raise answer.error
-            if answer.value is None:
-                continue
-            if not isinstance(answer.value, Proceed | Hold | Deny):
-                raise HookError(
-                    f"the gate of plugin {answer.plugin} answered with something else",
-                    expected="Proceed, Hold or Deny",
-                    found=printable(type(answer.value).__name__),
-                )
-            verdicts.append((answer.plugin, answer.value))
+            if answer.value is not None:
+                verdicts.append((answer.plugin, answer.value))
         return verdicts
 
     # participants and observers
@@ -231,6 +241,12 @@ class Hooks:
             (implementation.plugin_name, cast("Emit", implementation.function))
             for implementation in dispatch.implementations(self._caller("bootc_on_event"))
         ]
+
+
+def _is_verdict(value: object) -> bool:
+    if isinstance(value, Hold):
+        return isinstance(value.until, datetime) and value.until.tzinfo is not None
+    return value is None or isinstance(value, Proceed | Deny)
 
 
 @contextmanager

@@ -20,7 +20,13 @@ from bootc_core.errors import PluginError, printable
 from bootc_core.hooks import specs
 from bootc_core.hooks.discovery import PluginSource, find_plugins
 from bootc_core.hooks.markers import API, PROJECT
-from bootc_core.hooks.offers import BackendOffer, BootloaderOffer, PolicyOffer, TransportOffer
+from bootc_core.hooks.offers import (
+    BackendOffer,
+    BootloaderOffer,
+    PolicyOffer,
+    SiteHooksOffer,
+    TransportOffer,
+)
 
 if TYPE_CHECKING:
     from bootc_core.models.sysroot import Sysroot
@@ -41,8 +47,9 @@ class PluginInfo:
     """One line of ``bootc plugins list``."""
 
     source: PluginSource
-    state: Literal["loaded", "blocked"]
+    state: Literal["loaded", "blocked", "left out"]
     hooks: tuple[str, ...] = ()
+    place: str = "in process"  # or in a child process
 
 
 @dataclass(slots=True)
@@ -55,6 +62,8 @@ class Plugins:
     backends: dict[str, Offered[BackendOffer]] = field(default_factory=dict)
     bootloaders: dict[str, Offered[BootloaderOffer]] = field(default_factory=dict)
     policies: dict[str, Offered[PolicyOffer]] = field(default_factory=dict)
+    site_hooks: dict[str, Offered[SiteHooksOffer]] = field(default_factory=dict)
+    hold_bounds: dict[str, float] = field(default_factory=dict)  # seconds, by plugin
 
     def backend_of(self, sysroot: Sysroot) -> Offered[BackendOffer] | None:
         """The one backend that claims ``sysroot``, or None.
@@ -115,7 +124,8 @@ def new_manager() -> pluggy.PluginManager:
     return manager
 
 
-def _broken(source: PluginSource, why: str, hint: str | None = None) -> PluginError:
+def broken(source: PluginSource, why: str, hint: str | None = None) -> PluginError:
+    """The error for a plugin that does not fit the contract."""
     return PluginError(
         f"plugin {printable(source.name)} cannot be loaded",
         reference="plugin-broken",
@@ -126,14 +136,19 @@ def _broken(source: PluginSource, why: str, hint: str | None = None) -> PluginEr
     )
 
 
-def _import(source: PluginSource) -> ModuleType:
+def import_plugin(source: PluginSource) -> ModuleType:
+    """The plugin's module, in this process.
+
+    Raises:
+        PluginError: it cannot be imported, or was written for another API.
+    """
     try:
         module = import_module(source.module)
     except Exception as problem:
-        raise _broken(source, f"{type(problem).__name__}: {problem}") from problem
+        raise broken(source, f"{type(problem).__name__}: {problem}") from problem
     number = getattr(module, "BOOTC_API", None)
     if number != API:
-        raise _broken(
+        raise broken(
             source,
             f"BOOTC_API is {number!r}",
             f"install a version of {source.distribution} for plugin API {API}",
@@ -150,13 +165,13 @@ def register(manager: pluggy.PluginManager, plugin: Any, source: PluginSource) -
     try:
         manager.register(plugin, name=source.name)
     except (pluggy.PluginValidationError, ValueError) as problem:
-        raise _broken(source, str(problem)) from problem
+        raise broken(source, str(problem)) from problem
     hooks = []
     for caller in manager.get_hookcallers(plugin) or ():
         hooks.append(caller.name)
         spec = getattr(specs, caller.name, None)
         if spec is None:
-            raise _broken(
+            raise broken(
                 source,
                 f"{caller.name} is not a hook",
                 "check the spelling: docs/hooks.md lists all hooks",
@@ -166,11 +181,11 @@ def register(manager: pluggy.PluginManager, plugin: Any, source: PluginSource) -
                 continue
             wanted = inspect.iscoroutinefunction(spec)
             if inspect.iscoroutinefunction(implementation.function) != wanted:
-                raise _broken(
+                raise broken(
                     source, f"{caller.name} must be {'async def' if wanted else 'a plain def'}"
                 )
             if implementation.hookwrapper or implementation.wrapper:
-                raise _broken(source, f"{caller.name} is a wrapper; use bootc_around_phase")
+                raise broken(source, f"{caller.name} is a wrapper; use bootc_around_phase")
     return tuple(sorted(hooks))
 
 
@@ -244,15 +259,30 @@ def collect_offers(plugins: Plugins) -> Plugins:
         plugins.policies,
         lambda offer: (offer.name,),
     )
+    _collect(
+        plugins,
+        "bootc_register_site_hooks",
+        SiteHooksOffer,
+        plugins.site_hooks,
+        lambda offer: (offer.name,),
+    )
     return plugins
 
 
-def load(*, blocked: Iterable[str] = (), sources: Sequence[PluginSource] | None = None) -> Plugins:
+def load(
+    *,
+    blocked: Iterable[str] = (),
+    sources: Sequence[PluginSource] | None = None,
+    provide: Callable[[PluginSource], object] | None = None,
+    safe: bool = False,
+) -> Plugins:
     """Find, import, check and register all installed plugins except the blocked ones.
 
     Args:
         blocked: plugin names; their modules are not even imported.
         sources: instead of what is installed (tests).
+        provide: makes the plugin of a source that is not built in, e.g. a stand-in for one in a child process; None: import it.
+        safe: built-in plugins only, and of these none that runs code of others (``BOOTC_SAFE_MODE = False``).
 
     Raises:
         PluginError: any of them cannot be loaded, or two conflict.
@@ -263,7 +293,15 @@ def load(*, blocked: Iterable[str] = (), sources: Sequence[PluginSource] | None 
         if source.name in block:
             plugins.infos.append(PluginInfo(source, "blocked"))
             continue
-        hooks = register(plugins.manager, _import(source), source)
-        plugins.infos.append(PluginInfo(source, "loaded", hooks))
+        if safe and not source.builtin:
+            plugins.infos.append(PluginInfo(source, "left out"))
+            continue
+        plugin = import_plugin(source) if source.builtin or not provide else provide(source)
+        if safe and not getattr(plugin, "BOOTC_SAFE_MODE", True):
+            plugins.infos.append(PluginInfo(source, "left out"))
+            continue
+        hooks = register(plugins.manager, plugin, source)
+        place = getattr(plugin, "place", "in process")
+        plugins.infos.append(PluginInfo(source, "loaded", hooks, place))
     plugins.infos.reverse()
     return collect_offers(plugins)

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, TypeAlias
 from bootc_core.hooks.markers import hookspec
 
 if TYPE_CHECKING:
-    from bootc_core.hooks.offers import BackendOffer, BootloaderOffer, PolicyOffer, TransportOffer
+    from bootc_core.hooks.offers import (
+        BackendOffer,
+        BootloaderOffer,
+        PolicyOffer,
+        SiteHooksOffer,
+        TransportOffer,
+    )
     from bootc_core.models.boot import BootPlan
     from bootc_core.models.context import Context, Phase
     from bootc_core.models.events import Event
@@ -49,6 +55,12 @@ def bootc_register_bootloaders() -> Sequence[BootloaderOffer]:
 @hookspec
 def bootc_register_policies() -> Sequence[PolicyOffer]:
     """The signature policy the plugin is (at most one a plugin). Since API 1."""
+    raise AssertionError
+
+
+@hookspec
+def bootc_register_site_hooks() -> Sequence[SiteHooksOffer]:
+    """Hooks that sites add without a package: for ``bootc hooks list`` and ``bootc hooks run``. Since API 1."""
     raise AssertionError
 
 

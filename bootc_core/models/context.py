@@ -48,6 +48,16 @@ class ImageSummary(Model):
     labels: dict[str, str] = Field(default_factory=dict)
 
 
+class PriorVerdict(Model):
+    """What a gate answered earlier in this transaction: ``proceed``, ``hold`` or ``deny``."""
+
+    plugin: str
+    phase: Phase
+    verdict: str
+    reason: str = ""
+    until: datetime | None = None
+
+
 class Context(Model):
     """One transaction, as hooks see it.
 
@@ -66,6 +76,8 @@ class Context(Model):
         reason: free text of the administrator or of the timer.
         dry_run: nothing will be changed.
         resumed: an earlier run of the same purpose was interrupted.
+        override: why the administrator overrides holds (``--override-holds``); empty: holds count.
+        verdicts: what gates answered so far in this transaction, in order.
     """
 
     transaction: str
@@ -82,3 +94,5 @@ class Context(Model):
     reason: str = ""
     dry_run: bool = False
     resumed: bool = False
+    override: str = ""
+    verdicts: tuple[PriorVerdict, ...] = ()

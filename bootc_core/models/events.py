@@ -167,6 +167,18 @@ class BootSwitched(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class HoldOverridden(Event):
+    """An administrator overrode a gate's hold; ``reason`` is his, ``hold`` the gate's."""
+
+    name: ClassVar[str] = "hold.overridden"
+    phase: str
+    source: str
+    hold: str
+    until: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Warned(Event):
     """Something is worth a line and did not fail the run."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,16 @@ class Deny:
 
 
 Verdict: TypeAlias = Proceed | Hold | Deny
+
+
+def told(verdict: Verdict) -> dict[str, Any]:
+    """The verdict in words, for records and messages: ``verdict``, ``reason``, ``until``."""
+    match verdict:
+        case Proceed():
+            return {"verdict": "proceed", "reason": verdict.warning or ""}
+        case Hold():
+            return {"verdict": "hold", "reason": verdict.reason, "until": verdict.until}
+    return {"verdict": "deny", "reason": verdict.reason}
 
 
 def strictness(verdict: Verdict) -> int:

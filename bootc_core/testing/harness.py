@@ -186,7 +186,12 @@ class System:
         return self.run(work)
 
     def upgrade(
-        self, *, download_only: bool = False, tag: str | None = None, reason: str = ""
+        self,
+        *,
+        download_only: bool = False,
+        tag: str | None = None,
+        reason: str = "",
+        override: str = "",
     ) -> Outcome:
         """``bootc upgrade``.
 
@@ -206,6 +211,7 @@ class System:
                 str(target.reference),
                 target.signature,
                 reason=reason,
+                override=override,
             ) as (run, host):
                 return await orchestrator.deploy(run, host, target, download_only=download_only)
 

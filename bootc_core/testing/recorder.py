@@ -18,7 +18,13 @@ from typing import Any
 
 from bootc_core.hooks import specs
 from bootc_core.hooks.markers import hookimpl
-from bootc_core.hooks.offers import BackendOffer, BootloaderOffer, PolicyOffer, TransportOffer
+from bootc_core.hooks.offers import (
+    BackendOffer,
+    BootloaderOffer,
+    PolicyOffer,
+    SiteHooksOffer,
+    TransportOffer,
+)
 from bootc_core.hooks.specs import Emit
 from bootc_core.models.boot import BootPlan
 from bootc_core.models.context import Context, Phase
@@ -101,6 +107,11 @@ class Recorder:
     def bootc_register_policies(self) -> Sequence[PolicyOffer]:
         """Write it down; answer as prepared."""
         return self._play("bootc_register_policies") or ()
+
+    @hookimpl
+    def bootc_register_site_hooks(self) -> Sequence[SiteHooksOffer]:
+        """Write it down; answer as prepared."""
+        return self._play("bootc_register_site_hooks") or ()
 
     @hookimpl
     async def bootc_resolve(self, context: Context, reference: ImageReference) -> str | None:

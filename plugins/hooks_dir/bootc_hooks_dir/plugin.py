@@ -7,16 +7,35 @@ from typing import TYPE_CHECKING
 from bootc_core.hooks.markers import hookimpl
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bootc_core.hooks.offers import SiteHooksOffer
     from bootc_core.models.context import Context, Phase
     from bootc_core.models.verdict import Verdict
 
 BOOTC_API = 1
+BOOTC_SAFE_MODE = False  # the scripts are other people's code
 
 
 async def _take_part(context: Context, *points: str) -> None:
     from bootc_hooks_dir.run import take_part
 
     await take_part(context, *points)
+
+
+@hookimpl
+def bootc_register_site_hooks() -> Sequence[SiteHooksOffer]:
+    """The scripts, for ``bootc hooks``."""
+    from bootc_core.hooks.offers import SiteHooksOffer
+    from bootc_hooks_dir.discover import POINTS, describe
+
+    return (SiteHooksOffer("scripts", POINTS, describe, _rehearse),)
+
+
+async def _rehearse(context: Context, point: str) -> Sequence[tuple[str, str, bool]]:
+    from bootc_hooks_dir.run import rehearse
+
+    return await rehearse(context, point)
 
 
 @hookimpl

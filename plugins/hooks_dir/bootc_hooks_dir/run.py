@@ -358,6 +358,37 @@ async def ask(context: Context, phase: Phase) -> Verdict | None:
     return strictest(verdicts) if verdicts else None
 
 
+async def rehearse(context: Context, point: str) -> list[tuple[str, str, bool]]:
+    """Run every script of ``point`` with this context; its path, how it ended, and whether a run would go on.
+
+    Raises:
+        HookError: the directory cannot be read.
+    """
+    results = []
+    asks = point in {PRE_UPGRADE, "gate"}
+    for script in _scripts(_levels(Path(context.config_root)), point):
+        try:
+            done = await run_script(script, context, context.phase)
+            if asks:
+                said = decide(script, done, datetime.now(UTC))
+                match said:
+                    case Proceed():
+                        ended = said.warning or "proceed"
+                    case Hold():
+                        ended = f"hold until {said.until:%Y-%m-%dT%H:%M:%SZ}: {said.reason}"
+                    case _:
+                        ended = f"deny: {said.reason}"
+                results.append((str(script), ended, isinstance(said, Proceed)))
+            else:
+                good = done.returncode == 0 and not done.timed_out
+                last = done.last_lines()
+                results.append((str(script), done.ending() + (f": {last}" if last else ""), good))
+        except HookError as problem:
+            found = f" ({problem.found})" if problem.found else ""
+            results.append((str(script), f"{problem.message}{found}", False))
+    return results
+
+
 async def take_part(context: Context, *points: str) -> None:
     """Run every script of the points, in order.
 
