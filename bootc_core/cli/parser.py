@@ -141,6 +141,23 @@ def _switch(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run="bootc_core.cli.deploy:switch", command="switch")
 
 
+def _plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "target", nargs="?", metavar="TARGET", help="another image (default: the followed one)"
+    )
+    command.add_argument(
+        "--transport",
+        choices=TRANSPORTS,
+        default="registry",
+        metavar="TRANSPORT",
+        help="where TARGET is (default: registry)",
+    )
+    command.add_argument("--tag", metavar="TAG", help="another tag of the followed repository")
+    command.add_argument("--json", action="store_true", help="machine form")
+    _sysroot(command)
+    command.set_defaults(run="bootc_core.cli.plan:show", command="plan")
+
+
 def _rollback(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--apply", action="store_true", help="reboot into it (a running host only)"
@@ -196,6 +213,79 @@ def _config(command: argparse.ArgumentParser) -> None:
     showing.set_defaults(run="bootc_core.cli.config:show", command="config show")
 
 
+def _trust(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
+
+    def action(name: str, text: str, help_: str) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = actions.add_parser(name, help=help_, description=text)
+        run = f"bootc_core.cli.trust:{name.replace('-', '_')}"
+        made.set_defaults(run=run, command=f"trust {name}")
+        return made
+
+    adding = action(
+        "add",
+        "Make signatures of a repository count: show the files that do it, then write them.",
+        "demand signatures of a repository",
+    )
+    adding.add_argument("repository", metavar="REPOSITORY", help="e.g. quay.io/acme/os")
+    who = adding.add_argument_group("who signs (one of)")
+    who.add_argument("--key", metavar="FILE", help="public key of cosign, PEM")
+    who.add_argument("--gpg", metavar="FILE", help="OpenPGP public key")
+    who.add_argument("--identity", metavar="NAME", help="e-mail address or URI; * within a part")
+    adding.add_argument("--issuer", metavar="URL", help="who vouches for the identity")
+    adding.add_argument("--trusted-root", metavar="FILE", help="sigstore trusted root, JSON")
+    adding.add_argument("--rekor", metavar="FILE", help="log key; signatures by key must be logged")
+    adding.add_argument("--lookaside", metavar="URL", help="where OpenPGP signatures are")
+    adding.add_argument("--max-age", metavar="AGE", help="refuse older signatures, e.g. 30d")
+    adding.add_argument("--yes", action="store_true", help="write without asking")
+    adding.add_argument("--dry-run", action="store_true", help="only show the files")
+    adding.add_argument("--config-root", metavar="DIR", type=Path, help="write beneath DIR")
+    showing = action(
+        "show",
+        "Show who signed each deployed image, and which rule accepted it.",
+        "why images were accepted",
+    )
+    showing.add_argument("--json", action="store_true", help="machine form")
+    _sysroot(showing)
+    again = action(
+        "recheck",
+        "Check the kept signatures of each deployed image again, without network.",
+        "check what is deployed again, offline",
+    )
+    again.add_argument(
+        "--strict", action="store_true", help="an image without kept signatures fails too"
+    )
+    _sysroot(again)
+    why = action(
+        "explain",
+        "Say which rules count for an image, and what they say of it now.",
+        "what the policy says of an image, and why",
+    )
+    why.add_argument("image", metavar="IMAGE", help="image reference")
+    why.add_argument(
+        "--offline", action="store_true", help="only the rules; do not look at the image"
+    )
+    why.add_argument(
+        "--enforce", action="store_true", help="as under --enforce-container-sigpolicy"
+    )
+    _sysroot(why)
+    down = action(
+        "permit-downgrade",
+        "Let the next image of a name be older than the one before, once.",
+        "take one older image",
+    )
+    down.add_argument("image", metavar="IMAGE", help="image reference by tag")
+    down.add_argument("--reason", default="", help="kept in the log of downgrades")
+    _sysroot(down)
+    anew = action(
+        "pin",
+        "Begin the memory of versions anew where it was lost; check first what the host runs.",
+        "begin the memory of versions anew",
+    )
+    anew.add_argument("--reason", default="", help="free text")
+    _sysroot(anew)
+
+
 def _completion(command: argparse.ArgumentParser) -> None:
     command.add_argument("shell", choices=("bash", "elvish", "fish", "powershell", "zsh"))
     command.set_defaults(run="bootc_core.cli.completion:completion", command="completion")
@@ -209,8 +299,10 @@ _COMMANDS = (
         _upgrade,
     ),
     ("switch", (), "Follow another image: deploy it and make it boot next.", _switch),
+    ("plan", (), "Show what an upgrade or switch would fetch, need and change.", _plan),
     ("rollback", (), "Make the previous deployment boot next; again: back.", _rollback),
     ("status", (), "Show what is staged, booted, and kept for rollback.", _status),
+    ("trust", (), "Say whose signatures count, and why images were accepted.", _trust),
     ("config", (), "Show the settings in force.", _config),
     ("plugins", (), "Show the plugins.", _plugins),
     ("completion", (), "Print a completion script for a shell.", _completion),
