@@ -17,7 +17,7 @@ import trio
 
 from bootc_core import config as configs
 from bootc_core.cli import common, environment, transfers
-from bootc_core.engine import orchestrator, plan, sysroots
+from bootc_core.engine import forecast, orchestrator, plan, sysroots
 from bootc_core.engine.notice import read_notice
 from bootc_core.engine.orchestrator import Outcome
 from bootc_core.engine.sysroots import Storage
@@ -31,6 +31,7 @@ from bootc_core.models.oci import Manifest, RawDocument, parse_manifest
 from bootc_core.models.reference import ImageReference, Transport
 from bootc_core.render import difference, progress
 from bootc_core.render.status import to_text
+from bootc_core.render.units import size
 
 T = TypeVar("T")
 
@@ -75,7 +76,8 @@ async def _interruptible(work: Callable[[], Awaitable[T]]) -> T:
     )
 
 
-def _run(work: Callable[[], Awaitable[T]]) -> T:
+def run(work: Callable[[], Awaitable[T]]) -> T:
+    """Run a command's asynchronous part: interruptible by signals, one error at a time."""
     try:
         return trio.run(_interruptible, work)
     except BaseExceptionGroup as group:
@@ -234,7 +236,7 @@ def switch(arguments: argparse.Namespace) -> int:
         _report(outcome, reference, storage)
         return 0
 
-    return _run(work)
+    return run(work)
 
 
 def _upgrade_flags(arguments: argparse.Namespace) -> None:
@@ -257,9 +259,9 @@ def upgrade(arguments: argparse.Namespace) -> int:
     _need_host(arguments)
     plugins, storage = _existing(arguments)
     if arguments.check:
-        return _run(lambda: _check(arguments, plugins, storage))
+        return run(lambda: _check(arguments, plugins, storage))
     if arguments.from_downloaded:
-        return _run(lambda: _from_downloaded(arguments, plugins, storage))
+        return run(lambda: _from_downloaded(arguments, plugins, storage))
     transfers.install(arguments, configs.load(arguments.config_root or Path("/")))
     orchestrator.check_providers(plugins)
 
@@ -283,7 +285,7 @@ def upgrade(arguments: argparse.Namespace) -> int:
         _report(outcome, target.reference, storage)
         return 0
 
-    return _run(work)
+    return run(work)
 
 
 async def _from_downloaded(
@@ -333,6 +335,15 @@ async def _check(arguments: argparse.Namespace, plugins: Plugins, storage: Stora
             note(storage.sysroot, target.reference, image)
     _show_image(image)
     _say(difference.layers(_old_manifest(storage, host), image.manifest))
+    told = forecast.make(storage, host, target, image)
+    least = f"{size(told.bytes_least)} to " if told.by_file else ""
+    _say(f"Download: {least}{size(told.bytes_plain)}")
+    for space in told.spaces:
+        if not space.enough:
+            _say(
+                f"Not enough space for it: {printable(space.path)} has {size(space.free)}, "
+                f"up to {size(space.needed)} are needed"
+            )
     return 0
 
 
@@ -353,4 +364,4 @@ def rollback(arguments: argparse.Namespace) -> int:
             _say(to_text(after.booted_only()).rstrip())
         return 0
 
-    return _run(work)
+    return run(work)
