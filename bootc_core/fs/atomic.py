@@ -74,11 +74,21 @@ def announce(step: str, path: StrPath) -> None:
         observer(step, os.fspath(path))
 
 
-def storage_error(problem: OSError, doing: str, path: StrPath) -> StorageError:
-    """``problem`` as our error: what was being done, to which path, and what helps."""
+def storage_error(
+    problem: OSError, doing: str, path: StrPath, *, near: StrPath | int | None = None
+) -> StorageError:
+    """``problem`` as our error: what was being done, to which path, and what helps.
+
+    ``near``: where to look which kind of space there is none of, if ``path`` is not on that file system.
+    """
     number = problem.errno or 0
     default = ("IO", os.strerror(number) if number else str(problem), None)
     catalogue, found, hint = _CLASS.get(number, default)
+    if number == errno.ENOSPC and _no_inodes(path if near is None else near):
+        found = "no inodes left"
+        hint = (
+            "remove small files that are not needed (df -i shows inodes), and run the command again"
+        )
     names = {"SPC": "no-space", "RO": "read-only", "ENV": "no-permission"}
     return StorageError(
         f"cannot {doing} {os.fspath(path)}",
@@ -87,6 +97,18 @@ def storage_error(problem: OSError, doing: str, path: StrPath) -> StorageError:
         hint=hint,
         catalogue=catalogue,
     )
+
+
+def _no_inodes(place: StrPath | int) -> bool:
+    while True:
+        try:
+            found = os.statvfs(place)
+        except OSError:
+            if isinstance(place, int) or os.path.dirname(place) in {"", place}:
+                return False
+            place = os.path.dirname(place)
+        else:
+            return bool(found.f_files) and found.f_favail == 0
 
 
 @contextmanager
@@ -143,7 +165,7 @@ def rename(source: StrPath, target: StrPath) -> None:
     """
     announce("rename", target)
     with mapped("rename to", target):
-        Path(source).rename(target)
+        os.rename(source, target)  # noqa: PTH104 - an import makes ten thousands of them
 
 
 def rename_new(source: StrPath, target: StrPath) -> bool:

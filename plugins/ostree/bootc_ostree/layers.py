@@ -49,10 +49,11 @@ def blob_ref(descriptor: Descriptor) -> str:
 
 @dataclass
 class Imported:
-    """The layers of an image, lowest first, and where the new ones are staged by diffID."""
+    """The layers of an image, lowest first; the members of known ones, and where the new ones are staged, by diffID."""
 
     repo: Repo
     jobs: tuple[LayerJob, ...]
+    present: dict[str, list[Member]]
     staged: dict[str, Path] = field(default_factory=dict)
     bytes_new: int = 0
     _crcs: dict[str, int] = field(default_factory=dict)
@@ -100,7 +101,7 @@ class Imported:
         """
         place = self.staged.get(job.diff_id)
         if place is None:
-            return list(known_members(self.repo, job))
+            return self.present[job.diff_id]
         found = list(read_entries(place / sink.ENTRIES))
         waiting = set(os.listdir(place / sink.OBJECTS))
         for number, member in enumerate(found):
@@ -143,15 +144,15 @@ def known_members(repo: Repo, job: LayerJob) -> list[Member]:
     return list(repo.layer_members(commit))
 
 
-def _is_known(repo: Repo, job: LayerJob) -> bool:
-    """Is the layer there with all its objects? A damaged one does not count, so that it is fetched again."""
+def _known(repo: Repo, job: LayerJob) -> list[Member] | None:
+    """The members of a layer that is there with all its objects. A damaged one does not count, so that it is fetched again."""
     try:
-        return all(
-            member.checksum is None or repo.has_file(member.checksum)
-            for member in known_members(repo, job)
-        )
+        members = known_members(repo, job)
     except BootcError:
-        return False
+        return None
+    if all(member.checksum is None or repo.has_file(member.checksum) for member in members):
+        return members
+    return None
 
 
 def reserve(config: str, total: int) -> int:
@@ -233,7 +234,11 @@ async def import_missing(
         for layer, diff_id in zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True)
     )
     distinct = {job.diff_id: job for job in jobs}
-    missing = [job for job in distinct.values() if not _is_known(repo, job)]
+    present: dict[str, list[Member]] = {}
+    for diff_id, job in distinct.items():
+        if (members := _known(repo, job)) is not None:
+            present[diff_id] = members
+    missing = [job for diff_id, job in distinct.items() if diff_id not in present]
     needed = sum(job.descriptor.size for job in missing)
     check_space(repo, needed, image.requested.display())
     emit(
@@ -245,7 +250,7 @@ async def import_missing(
             bytes_needed=needed,
         )
     )
-    imported = Imported(repo, jobs)
+    imported = Imported(repo, jobs, present)
     if not missing:
         return imported
     staging = spool(sysroot, image)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from bootc_ostree.variant import decode, encode, swap32, swap64
@@ -35,8 +36,21 @@ def _xattrs(xattrs: Xattrs) -> list[tuple[bytes, bytes]]:
 
 def file_header(uid: int, gid: int, mode: int, target: str = "", xattrs: Xattrs = ()) -> bytes:
     """What is hashed in front of a file's content (for a symbolic link: instead of it)."""
+    if target:
+        return _header(uid, gid, mode, target, tuple(xattrs))
+    return _common_header(uid, gid, mode, tuple(xattrs))
+
+
+def _header(
+    uid: int, gid: int, mode: int, target: str, xattrs: tuple[tuple[bytes, bytes], ...]
+) -> bytes:
     variant = encode(HEADER, (swap32(uid), swap32(gid), swap32(mode), 0, target, _xattrs(xattrs)))
     return len(variant).to_bytes(4, "big") + bytes(4) + variant
+
+
+@lru_cache(maxsize=4096)  # an image's files have few combinations
+def _common_header(uid: int, gid: int, mode: int, xattrs: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    return _header(uid, gid, mode, "", xattrs)
 
 
 def symlink_checksum(uid: int, gid: int, target: bytes, xattrs: Xattrs = ()) -> bytes:
