@@ -73,6 +73,21 @@ def unfinished(directory: Path) -> tuple[str, list[Record]] | None:
     return names[-1].removesuffix(".jsonl"), records
 
 
+def has_switched(directory: Path) -> bool:
+    """Does any transaction that is still recorded say that it made a deployment boot?"""
+    try:
+        names = sorted(name for name in os.listdir(directory) if name.endswith(".jsonl"))
+    except OSError:
+        return False
+    for name in reversed(names):
+        with (directory / name).open("rb") as file:
+            if any(
+                record["record"] == "switched" for record in parse(file.read(limits.JOURNAL_BYTES))
+            ):
+                return True
+    return False
+
+
 class Journal:
     """The journal of one transaction, open for appending."""
 

@@ -24,7 +24,7 @@ from bootc_core.engine.notice import StagedNotice, drop_notice, read_notice, wri
 from bootc_core.engine.plan import Target
 from bootc_core.engine.sysroots import Storage
 from bootc_core.engine.transaction import Transaction, new_transaction_id
-from bootc_core.errors import BootcError, PluginError
+from bootc_core.errors import BootcError, PluginError, TransactionError
 from bootc_core.fs import atomic
 from bootc_core.hooks.calls import Hooks
 from bootc_core.hooks.manager import Plugins
@@ -59,6 +59,25 @@ def _summary(host: HostStatus) -> ImageSummary | None:
         digest=image.image_digest,
         version=image.version,
     )
+
+
+def _require_boot_entries(storage: Storage) -> None:
+    """Before anything is written: a host that once booted has boot entries, unless its boot partition is not where we look.
+
+    Raises:
+        TransactionError: there is none; without this its deployments would count as nobody's.
+    """
+    sysroot = storage.sysroot
+    warnings: list[str] = []
+    if storage.bootloader.offer.read_entries(sysroot, warnings.append) or warnings:
+        return
+    if journals.has_switched(sysroot.state / "journal"):
+        raise TransactionError(
+            f"{sysroot.boot_dir} has no boot entry of {sysroot.path}",
+            reference="no-boot-entries",
+            expected="the boot partition that this sysroot was last switched on",
+            hint=f"mount it there, or give --boot-dir; to start anew, remove {sysroot.state / 'journal'}",
+        )
 
 
 def _sweep(sysroot: Sysroot) -> None:
@@ -106,6 +125,7 @@ async def transaction(
     atomic.mkdir(sysroot.path)
     with exclusive(sysroot, operation.value), Bus([*observers, *hooks.observers()]) as bus:
         run = Transaction(hooks, storage, bus, context)
+        _require_boot_entries(storage)
         _sweep(sysroot)
         await run.recover()
         host = storage.read_host(run.warn)

@@ -100,15 +100,15 @@ def storage_error(
 
 
 def _no_inodes(place: StrPath | int) -> bool:
-    while True:
+    """Is the file system of ``place``, or of the nearest directory above it that exists, out of inodes?"""
+    candidates = [place] if isinstance(place, int) else [Path(place), *Path(place).parents]
+    for candidate in candidates:
         try:
-            found = os.statvfs(place)
+            found = os.statvfs(candidate)
         except OSError:
-            if isinstance(place, int) or os.path.dirname(place) in {"", place}:
-                return False
-            place = os.path.dirname(place)
-        else:
-            return bool(found.f_files) and found.f_favail == 0
+            continue
+        return bool(found.f_files) and found.f_favail == 0
+    return False
 
 
 @contextmanager

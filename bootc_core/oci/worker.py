@@ -249,7 +249,10 @@ class Worker:
             except OSError as problem:
                 from bootc_core.fs.atomic import storage_error
 
-                event, fields = "failed", failure(storage_error(problem, "stage", job["what"]))
+                event, fields = (
+                    "failed",
+                    failure(storage_error(problem, "stage", job["what"], near=job["staging"])),
+                )
             except Exception as problem:  # the process's edge: the parent gets it, with its place
                 event, fields = "failed", failure(_defect(job["what"], problem))
             finally:
