@@ -18,6 +18,7 @@ import base64
 import binascii
 import bisect
 import hashlib
+import itertools
 import json
 import mmap
 import os
@@ -223,7 +224,7 @@ def parse_toc(data: bytes, seeds: Seeds | None, end: int) -> tuple[dict[str, _Fi
             raise _bad("another version")
         files: dict[str, _File] = {}
         file: _File | None = None
-        left = 0
+        left = stop = 0
         for entry in value["entries"]:
             kind = entry["type"]
             if kind not in ("reg", "chunk"):
@@ -245,17 +246,29 @@ def parse_toc(data: bytes, seeds: Seeds | None, end: int) -> tuple[dict[str, _Fi
             if file is None or not left:
                 continue
             length = int(entry.get("chunkSize") or 0) or left
-            zeros = entry.get("chunkType") == "zeros"
-            start, stop = int(entry.get("offset") or 0), int(entry.get("endOffset") or 0)
-            if length > left or (not zeros and not 0 <= start < stop <= end):
-                raise _bad("a chunk outside its file or blob")
+            if kind == "reg":  # the end is the file's; each chunk ends where the next one begins
+                stop = int(entry.get("endOffset") or 0)
+            if length > left:
+                raise _bad("a chunk outside its file")
+            start, zeros = int(entry.get("offset") or 0), entry.get("chunkType") == "zeros"
             file.chunks.append(_Chunk(start, stop, length, zeros))
             left -= length
+            if not left:
+                _close_chunks(file.chunks, end)
         if left:
             raise _bad("a file without all its chunks")
         return files, str(value.get("tarSplitDigest") or "")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise _bad(type(problem).__name__) from None
+
+
+def _close_chunks(chunks: Sequence[_Chunk], end: int) -> None:
+    """Let each chunk with data end where the next one begins; the last one's end is known."""
+    data = [chunk for chunk in chunks if not chunk.zeros]
+    for chunk, following in itertools.pairwise(data):
+        chunk.end = following.offset
+    if any(not 0 <= chunk.offset < chunk.end <= end for chunk in data):
+        raise _bad("a chunk outside its blob")
 
 
 @dataclass(frozen=True, slots=True)
