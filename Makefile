@@ -1,5 +1,5 @@
 # What people and CI call; the work is in demo/ and scripts/, which need no make.
-.PHONY: help setup demo test lint types check bench fault-proxy clean
+.PHONY: help setup demo test lint types check bench bench-update fault-proxy clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ check: ## lint and types
 bench: ## pull and import 1 GB against podman and ostree (root; the first time builds the image)
 	scripts/setup.sh bench
 	python3 benchmarks/bench.py .cache/bench
+bench-update: ## bytes on the wire for an update of 30 packages, by file and by layer, against podman (root)
+	scripts/setup.sh bench
+	python3 benchmarks/bench_update.py .cache/bench
 fault-proxy: ## 100 pulls of some 40 MB through a proxy that breaks one request in three, and 30 killed ones
 	BOOTC_FAULT_PULLS=100 .venv/bin/python -m pytest -q -s tests/scenarios/test_fault_proxy.py
 clean: ## remove caches and the environment
