@@ -297,3 +297,29 @@ def test_few_ranges():
     assert chunked.plan_runs([(0, 10), (20, 30)]) == [chunked.Run(0, 30)]
     with pytest.raises(ContentError):
         chunked.plan_runs([(0, 10), (5, 30)])
+
+
+def test_chunks_end_where_the_next_begins():
+    """As podman writes them: the file's entry has the end of all, the chunks have none."""
+    table = {
+        "version": 1,
+        "entries": [
+            {"type": "reg", "name": "a", "size": 30, "digest": "sha256:" + "0" * 64}
+            | {"offset": 100, "endOffset": 180, "chunkSize": 10},
+            {
+                "type": "chunk",
+                "name": "a",
+                "chunkSize": 12,
+                "chunkOffset": 10,
+                "chunkType": "zeros",
+            },
+            {"type": "chunk", "name": "a", "offset": 150, "chunkSize": 8, "chunkOffset": 22},
+        ],
+    }
+    files, _ = chunked.parse_toc(json.dumps(table).encode(), None, 1000)
+    found = [
+        (chunk.offset, chunk.end, chunk.size) for chunk in files["a"].chunks if not chunk.zeros
+    ]
+    assert found == [(100, 150, 10), (150, 180, 8)]
+    with pytest.raises(ContentError):
+        chunked.parse_toc(json.dumps(table).encode(), None, 170)
