@@ -18,7 +18,6 @@ import base64
 import binascii
 import bisect
 import hashlib
-import itertools
 import json
 import mmap
 import os
@@ -263,11 +262,12 @@ def parse_toc(data: bytes, seeds: Seeds | None, end: int) -> tuple[dict[str, _Fi
 
 
 def _close_chunks(chunks: Sequence[_Chunk], end: int) -> None:
-    """Let each chunk with data end where the next one begins; the last one's end is known."""
-    data = [chunk for chunk in chunks if not chunk.zeros]
-    for chunk, following in itertools.pairwise(data):
-        chunk.end = following.offset
-    if any(not 0 <= chunk.offset < chunk.end <= end for chunk in data):
+    """Let each chunk end where the next one begins (runs of zeros have frames, too); the last one's end is known."""
+    stop = chunks[-1].end
+    for chunk in reversed(chunks):
+        chunk.end = stop
+        stop = chunk.offset or stop
+    if any(not (chunk.zeros or 0 <= chunk.offset < chunk.end <= end) for chunk in chunks):
         raise _bad("a chunk outside its blob")
 
 
