@@ -2,8 +2,8 @@
 
 usage: python docs/errors_table.py [--check]
 
-A reference is the stable name of an error (``reference`` in its JSON form). Text in braces is filled in at run time. ``--check`` only
-tells, by its exit status, whether the page is up to date.
+A reference is the stable name of an error (``reference`` in its JSON form). Text in braces is filled in at run time.
+``--check`` only tells, by its exit status, whether the page is up to date.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ HEAD = """# Errors
 
 Made by `docs/errors_table.py` from the code; do not edit.
 
-An error is one line on standard error (`error: what: expected …, found …`) and often a second (`hint: what to do`); the exit status is 1, or
-2 for a wrong command line. With `BOOTC_ERROR_FORMAT=json` it is one JSON object instead, whose `reference` is listed here and whose `class` is
-the class of the catalogue of bad inputs: USE wrong request · CFG a file of the administrator · NET network, retry helps · AUTH · NOTFOUND ·
-INT damaged or ambiguous bytes · POL policy · CON hostile or unsupported content · LIM a bound was hit · SPC space · IO · RO read-only · BUSY ·
-HOOK · PLUG · STATE recorded state · INTR stopped by a signal · ENV this machine cannot · BUG a defect of ours.
+An error is one line on standard error (`error: what: expected …, found …`) and often a second (`hint: what to do`);
+the exit status is 1, or 2 for a wrong command line. With `BOOTC_ERROR_FORMAT=json` it is one JSON object instead, whose
+`reference` is listed here and whose `class` is the class of the catalogue of bad inputs: USE wrong request · CFG a file
+of the administrator · NET network, retry helps · AUTH · NOTFOUND · INT damaged or ambiguous bytes · POL policy · CON
+hostile or unsupported content · LIM a bound was hit · SPC space · IO · RO read-only · BUSY · HOOK · PLUG · STATE
+recorded state · INTR stopped by a signal · ENV this machine cannot · BUG a defect of ours.
 
 | reference | what it says | what helps |
 |---|---|---|
@@ -37,7 +38,9 @@ def text(node: ast.expr | None) -> str:
     if isinstance(node, ast.Constant):
         return str(node.value) if isinstance(node.value, str) else ""
     if isinstance(node, ast.JoinedStr):
-        return "".join(text(part) if isinstance(part, ast.Constant) else "{…}" for part in node.values)
+        return "".join(
+            text(part) if isinstance(part, ast.Constant) else "{…}" for part in node.values
+        )
     if isinstance(node, ast.BinOp):
         return text(node.left) + text(node.right)
     if isinstance(node, ast.IfExp):
@@ -71,7 +74,10 @@ def page() -> str:
     for reference, pairs in sorted(collect().items()):
         says = "<br>".join(dict.fromkeys(message for message, _ in pairs if message.strip("{… }")))
         helps = "<br>".join(dict.fromkeys(hint for _, hint in pairs if hint.strip("{… }")))
-        cells = [cell.replace("|", "\\|").replace("\n", " ") for cell in (says or "(see the message)", helps)]
+        cells = [
+            cell.replace("|", "\\|").replace("\n", " ")
+            for cell in (says or "(see the message)", helps)
+        ]
         rows.append(f"| `{reference}` | {cells[0]} | {cells[1]} |")
     return HEAD + "\n".join(rows) + "\n"
 

@@ -33,7 +33,9 @@ def _refuse(report: pytest.TestReport | pytest.CollectReport) -> None:
     reason = reason.removeprefix("Skipped: ")
     if not any(allowed.match(reason) for allowed in ALLOWED_SKIPS):
         report.outcome = "failed"
-        report.longrepr = f"skipped where CI=true, for a reason that tests/conftest.py does not allow: {reason}"
+        report.longrepr = (
+            f"skipped where CI=true, for a reason that tests/conftest.py does not allow: {reason}"
+        )
 
 
 @pytest.hookimpl(wrapper=True)

@@ -22,7 +22,19 @@ Xattrs = tuple[tuple[bytes, bytes], ...]  # sorted by name
 class Node:
     """One inode of an image tree. Mutable while layers are merged, then only read."""
 
-    __slots__ = ("children", "gid", "inline", "mode", "mtime", "mtime_ns", "object", "rdev", "size", "uid", "xattrs")
+    __slots__ = (
+        "children",
+        "gid",
+        "inline",
+        "mode",
+        "mtime",
+        "mtime_ns",
+        "object",
+        "rdev",
+        "size",
+        "uid",
+        "xattrs",
+    )
 
     def __init__(
         self,
@@ -105,4 +117,7 @@ def walk(root: Node) -> Iterator[tuple[bytes, Node]]:
         yield path, node
         if node.children:
             prefix = path + b"/" if path else b""
-            stack += [(prefix + name, child) for name, child in sorted(node.children.items(), reverse=True)]
+            stack += [
+                (prefix + name, child)
+                for name, child in sorted(node.children.items(), reverse=True)
+            ]

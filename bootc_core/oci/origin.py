@@ -89,8 +89,7 @@ class Origin:
     def acceptance(self) -> str | None:
         """One line for people: who accepted the image and by which rule."""
         lines = [
-            printable(f"{answer.get('policy')}: {answer.get('reason')}", 200)
-            + _rule(answer)
+            printable(f"{answer.get('policy')}: {answer.get('reason')}", 200) + _rule(answer)
             for answer in self.accepted
             if answer.get("accept")
         ]

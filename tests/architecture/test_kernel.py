@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-KERNEL = [path for part in ("hooks", "engine") for path in (ROOT / "bootc_core" / part).glob("*.py")]
+KERNEL = [
+    path for part in ("hooks", "engine") for path in (ROOT / "bootc_core" / part).glob("*.py")
+]
 
 
 def test_it_is_small():
@@ -14,10 +16,16 @@ def test_it_is_small():
 
 def test_it_names_no_backend_transport_or_bootloader():
     # rpm-ostree is named in one message to administrators, which is the original's
-    words = re.compile(r"\b(composefs|systemd[-_]boot|grub|registry|docker|ostree(?! modifications| reset))\b")
+    words = re.compile(
+        r"\b(composefs|systemd[-_]boot|grub|registry|docker|ostree(?! modifications| reset))\b"
+    )
     for path in KERNEL:
         code = re.sub(r'"""(?:.|\n)*?"""', "", path.read_text())
-        found = [match.group() for line in code.splitlines() for match in words.finditer(line.partition("#")[0])]
+        found = [
+            match.group()
+            for line in code.splitlines()
+            for match in words.finditer(line.partition("#")[0])
+        ]
         assert found == [], path
 
 
@@ -29,7 +37,9 @@ def test_hooks_are_called_in_one_place():
 
 def test_no_unfinished_places():
     # spelt in pieces, or this test would find itself
-    words = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX", "NotImplemented" + "Error")))
+    words = re.compile(
+        "|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX", "NotImplemented" + "Error"))
+    )
     for part in ("bootc_core", "plugins", "examples"):
         for path in (ROOT / part).rglob("*.py"):
             assert not words.search(path.read_text()), path

@@ -19,7 +19,9 @@ def test_defaults_without_files(tmp_path):
 
 
 def test_later_names_win_and_etc_replaces_the_same_name(tmp_path):
-    write(tmp_path, "usr/lib", "10-a.toml", '[storage]\nbackend = "one"\n[plugins]\nblocked = ["x"]\n')
+    write(
+        tmp_path, "usr/lib", "10-a.toml", '[storage]\nbackend = "one"\n[plugins]\nblocked = ["x"]\n'
+    )
     write(tmp_path, "usr/lib", "20-b.toml", '[boot]\nbootloader = "vendor"\n')
     write(tmp_path, "etc", "10-a.toml", '[storage]\nbackend = "two"\n')
     path = write(tmp_path, "etc", "30-c.toml", '[boot]\nbootloader = "grub"\n')
@@ -81,7 +83,7 @@ def test_c03_what_others_can_write_is_refused(tmp_path):
     assert "mode 0666" in caught.value.found
     path.chmod(0o644)
     path.parent.chmod(0o777)
-    with pytest.raises(ConfigError, match="config.d can be changed"):
+    with pytest.raises(ConfigError, match=r"config\.d can be changed"):
         config.load(tmp_path)
     path.parent.chmod(0o755)
     os.chown(path, 1000, -1)

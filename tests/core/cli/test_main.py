@@ -114,7 +114,14 @@ def test_a_closed_pipe_is_nobodys_failure(tmp_path):
 def test_completion_knows_every_command_and_flag(shell):
     done = bootc("completion", shell)
     assert done.returncode == 0
-    for word in ("switch", "update", "rollback", "from-downloaded", "containers-storage", "humanreadable"):
+    for word in (
+        "switch",
+        "update",
+        "rollback",
+        "from-downloaded",
+        "containers-storage",
+        "humanreadable",
+    ):
         assert word in done.stdout or word in {"containers-storage", "humanreadable"}
 
 
@@ -123,7 +130,7 @@ def test_bash_completes(tmp_path):
     script.write_text(bootc("completion", "bash").stdout)
     code = (
         f'source {script}; COMP_WORDS=(bootc upgrade --fr); COMP_CWORD=2; _bootc; echo "${{COMPREPLY[@]}}";'
-        'COMP_WORDS=(bootc pl); COMP_CWORD=1; _bootc; echo "${COMPREPLY[@]}"'
+        'COMP_WORDS=(bootc plug); COMP_CWORD=1; _bootc; echo "${COMPREPLY[@]}"'
     )
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "--from-downloaded\nplugins\n"

@@ -5,7 +5,19 @@ import sys
 
 import pytest
 
-HEAVY = {"trio", "pydantic", "ssl", "http", "asyncio", "rich", "yaml", "cryptography", "isal", "backports.zstd", "tenacity"}
+HEAVY = {
+    "trio",
+    "pydantic",
+    "ssl",
+    "http",
+    "asyncio",
+    "rich",
+    "yaml",
+    "cryptography",
+    "isal",
+    "backports.zstd",
+    "tenacity",
+}
 CODE = """
 import sys
 from bootc_core.cli.main import main
@@ -20,13 +32,23 @@ sys.exit(status)
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["switch", "--help"], ["status"], ["status", "--json"], ["status", "--sysroot", "EMPTY"], ["completion", "bash"]],
+    [
+        ["--help"],
+        ["switch", "--help"],
+        ["status"],
+        ["status", "--json"],
+        ["status", "--sysroot", "EMPTY"],
+        ["completion", "bash"],
+    ],
 )
 def test_no_heavy_module(arguments, tmp_path):
     arguments = [str(tmp_path) if word == "EMPTY" else word for word in arguments]
     done = subprocess.run(
-        [sys.executable, "-I", "-c", CODE.format(arguments=arguments)], capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-c", CODE.format(arguments=arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    modules = set(eval(done.stderr.splitlines()[-1]))  # noqa: S307 - our own print
+    modules = set(eval(done.stderr.splitlines()[-1]))
     assert modules & HEAVY == set()

@@ -23,7 +23,10 @@ with exclusive(Sysroot(place, place), "upgrade"):
 def test_the_loser_leaves_at_once_and_names_the_holder(tmp_path):
     sysroot = Sysroot(tmp_path, tmp_path)
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(TransactionError) as caught, exclusive(sysroot, "switch"):
@@ -38,7 +41,11 @@ def test_the_loser_leaves_at_once_and_names_the_holder(tmp_path):
 
 def test_two_openings_in_one_process_exclude_each_other(tmp_path):
     sysroot = Sysroot(tmp_path, tmp_path)
-    with exclusive(sysroot, "switch"), pytest.raises(TransactionError), exclusive(sysroot, "upgrade"):
+    with (
+        exclusive(sysroot, "switch"),
+        pytest.raises(TransactionError),
+        exclusive(sysroot, "upgrade"),
+    ):
         pass
 
 

@@ -17,7 +17,9 @@ def deployment(name, transport="registry", **more):
 
 
 def host(name="quay.io/x/y:1", staged=None):
-    return HostStatus(booted=deployment(name) if name else None, staged=deployment(staged) if staged else None)
+    return HostStatus(
+        booted=deployment(name) if name else None, staged=deployment(staged) if staged else None
+    )
 
 
 def reference(name):
@@ -25,19 +27,27 @@ def reference(name):
 
 
 def test_switch_to_what_is_followed_already_is_nothing():
-    assert plan.plan_switch(reference("quay.io/x/y:1"), host(), POLICY, insecure=False, enforce=False) is None
+    assert (
+        plan.plan_switch(reference("quay.io/x/y:1"), host(), POLICY, insecure=False, enforce=False)
+        is None
+    )
 
 
 @pytest.mark.parametrize(
-    ("insecure", "enforce", "mode"), [(False, False, POLICY), (True, False, INSECURE), (False, True, ENFORCE)]
+    ("insecure", "enforce", "mode"),
+    [(False, False, POLICY), (True, False, INSECURE), (False, True, ENFORCE)],
 )
 def test_switch_takes_the_flags_mode(insecure, enforce, mode):
-    target = plan.plan_switch(reference("quay.io/x/z:1"), host(), POLICY, insecure=insecure, enforce=enforce)
+    target = plan.plan_switch(
+        reference("quay.io/x/z:1"), host(), POLICY, insecure=insecure, enforce=enforce
+    )
     assert target == plan.Target(Operation.SWITCH, reference("quay.io/x/z:1"), mode)
 
 
 def test_switch_with_another_mode_is_a_change():
-    target = plan.plan_switch(reference("quay.io/x/y:1"), host(), INSECURE, insecure=False, enforce=False)
+    target = plan.plan_switch(
+        reference("quay.io/x/y:1"), host(), INSECURE, insecure=False, enforce=False
+    )
     assert target is not None
     assert target.signature is POLICY
 

@@ -44,7 +44,9 @@ def load_error(*sources) -> PluginError:
 def test_plugins_are_called_in_alphabetical_order(plugin):
     sources = [plugin("a", bootc_before_fetch), plugin("b", bootc_before_fetch), plugin("c")]
     plugins = manager.load(sources=sources)
-    names = [one.plugin_name for one in reversed(plugins.manager.hook.bootc_before_fetch.get_hookimpls())]
+    names = [
+        one.plugin_name for one in reversed(plugins.manager.hook.bootc_before_fetch.get_hookimpls())
+    ]
     assert names == ["a", "b"]
     assert [info.source.name for info in plugins.infos] == ["a", "b", "c"]
     assert plugins.infos[0].hooks == ("bootc_before_fetch",)
@@ -89,7 +91,10 @@ def test_the_wrong_colour_is_an_error_both_ways(plugin):
     @hookimpl
     async def bootc_on_event(event): ...
 
-    assert load_error(plugin("sync", bootc_before_fetch)).found == "bootc_before_fetch must be async def"
+    assert (
+        load_error(plugin("sync", bootc_before_fetch)).found
+        == "bootc_before_fetch must be async def"
+    )
     assert load_error(plugin("async", bootc_on_event)).found == "bootc_on_event must be a plain def"
 
 

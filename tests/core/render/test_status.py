@@ -17,8 +17,17 @@ from bootc_core.render import status
 VERITY = "ab" * 64
 
 
-def image(name, digest="1" * 64, transport="registry", version="13.1", when="2026-01-02T03:04:05Z", signature=None):
-    return ImageStatus(HostImage(name, transport, signature), f"sha256:{digest}", "amd64", version, when)
+def image(
+    name,
+    digest="1" * 64,
+    transport="registry",
+    version="13.1",
+    when="2026-01-02T03:04:05Z",
+    signature=None,
+):
+    return ImageStatus(
+        HostImage(name, transport, signature), f"sha256:{digest}", "amd64", version, when
+    )
 
 
 FULL = HostStatus(
@@ -34,7 +43,9 @@ FULL = HostStatus(
         cached_update=image("quay.io/example/os:2", "3" * 64, version="13.3"),
         composefs=ComposefsInfo(VERITY, missing_verity_allowed=True),
     ),
-    rollback=Deployment(image("/var/mnt/osupdate", transport="oci", version=None), composefs=ComposefsInfo(VERITY)),
+    rollback=Deployment(
+        image("/var/mnt/osupdate", transport="oci", version=None), composefs=ComposefsInfo(VERITY)
+    ),
     other=(Deployment(None, ostree=OstreeInfo("default", "ef" * 32, 1), pinned=True),),
     usr_overlay=("readWrite", "transient"),
 )
@@ -88,7 +99,10 @@ def test_yaml_quotes_what_would_not_be_a_string():
 @pytest.mark.parametrize("name", HOSTS)
 @pytest.mark.parametrize("verbose", [False, True])
 def test_text_is_golden(name, verbose, golden):
-    golden(f"status-{name}{'-verbose' if verbose else ''}.txt", status.to_text(HOSTS[name], verbose=verbose))
+    golden(
+        f"status-{name}{'-verbose' if verbose else ''}.txt",
+        status.to_text(HOSTS[name], verbose=verbose),
+    )
 
 
 def test_foreign_text_cannot_drive_the_terminal():
@@ -98,5 +112,11 @@ def test_foreign_text_cannot_drive_the_terminal():
 
 def test_colons_line_up():
     for line in status.to_text(FULL).splitlines():
-        if line and not line.startswith((" Other", "  Other")) and ":" in line and "Commit" not in line and "Pinned" not in line:
+        if (
+            line
+            and not line.startswith((" Other", "  Other"))
+            and ":" in line
+            and "Commit" not in line
+            and "Pinned" not in line
+        ):
             assert line.index(":") in {14, 16}
