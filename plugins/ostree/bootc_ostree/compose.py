@@ -54,7 +54,7 @@ def layer_tree(members: Iterable[Member], merged: Node) -> Node:
         if found is None:
             parent, _, name = path.rpartition(b"/")
             found = directories[path] = Node(stat.S_IFDIR | 0o755)
-            (directory(parent).children or {})[name] = found
+            _children(directory(parent))[name] = found
         return found
 
     for member in members:
@@ -62,14 +62,14 @@ def layer_tree(members: Iterable[Member], merged: Node) -> Node:
         parent, _, name = entry.path.rpartition(b"/")
         if entry.is_whiteout:
             empty = Node(stat.S_IFREG | 0o644, inline=b"")
-            (directory(parent).children or {})[name] = empty
+            _children(directory(parent))[name] = empty
             continue
         above = source(parent)
         node = merged if not entry.path else (above.children or {}).get(name) if above else None
         if node is None:
             continue  # left out of the merged tree, too
         if node.children is None:
-            (directory(parent).children or {})[name] = node
+            _children(directory(parent))[name] = node
         else:
             place = directory(entry.path)
             place.mode, place.uid, place.gid = node.mode, node.uid, node.gid
