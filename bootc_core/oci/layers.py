@@ -108,12 +108,57 @@ class LayerTree:
         """
         stats = LayerStats()
         whiteouts, members = self._read(entries, stats, what)
+        return self._merge(whiteouts, members, stats, what)
+
+    def apply_members(
+        self,
+        whiteouts: list[bytes],
+        members: list[tuple[bytes, Node | bytes]],
+        stats: LayerStats,
+        what: str = "layer",
+    ) -> LayerStats:
+        """``apply`` for a layer whose members were decoded before.
+
+        Args:
+            whiteouts: paths of all whiteouts.
+            members: paths in the order of the archive, with a node each (which becomes part of the tree), or the target of a
+                hard link; nothing inside ``/dev``.
+            stats: ``entries`` and ``dropped`` of the layer; the rest is filled in.
+            what: names the layer in errors.
+
+        Raises:
+            ContentError: as ``apply``.
+        """
+        if stats.entries > self._most - self.stats.entries:
+            raise self._too_many(what)
+        return self._merge(whiteouts, members, stats, what)
+
+    def _too_many(self, what: str) -> ContentError:
+        return ContentError(
+            f"{what}: the image has too many files",
+            reference="limit-exceeded",
+            expected=f"at most {self._most}",
+            catalogue="LIM",
+        )
+
+    def _merge(
+        self,
+        whiteouts: list[bytes],
+        members: list[tuple[bytes, Node | bytes]],
+        stats: LayerStats,
+        what: str,
+    ) -> LayerStats:
         for path in whiteouts:
             stats.hidden += _hide(self.root, path)
         stats.whiteouts = len(whiteouts)
         self._place(members, stats, what)
         self.stats.add(stats)
         return stats
+
+    @property
+    def interned(self) -> dict[Xattrs, Xattrs]:
+        """Attributes seen so far: equal ones should be one object."""
+        return self._xattrs
 
     def _read(
         self, entries: Iterable[Merged], stats: LayerStats, what: str
@@ -127,12 +172,7 @@ class LayerTree:
             path, kind = entry.path, entry.type
             stats.entries += 1
             if stats.entries > room:
-                raise ContentError(
-                    f"{what}: the image has too many files",
-                    reference="limit-exceeded",
-                    expected=f"at most {self._most}",
-                    catalogue="LIM",
-                )
+                raise self._too_many(what)
             if WHITEOUT in path and entry.is_whiteout:
                 whiteouts.append(path)
                 continue

@@ -1,6 +1,6 @@
 """The composefs storage backend: what the hooks of ``plugin.py`` do.
 
-    stage      layers ─▶ objects ─▶ merged tree ─▶ plain image, bootable image ─▶ streams, tag ─▶ state/deploy/ID
+    stage      layers ─▶ objects ─▶ merged tree ─▶ bootable image ─▶ streams, tag ─▶ state/deploy/ID
                kernel, kernel arguments and /etc are judged before anything gets a name
     finalize   /etc merged beside and renamed; plan: new entry, then the one that boots now
     rollback   plan: the second entry, then the first
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from bootc_composefs import gc, state
+from bootc_composefs import gc, sink, state
+from bootc_composefs.cache import Cache
 from bootc_composefs.compose import KERNEL, Composed, compose
 from bootc_composefs.contents import Contents
 from bootc_composefs.deployment import (
@@ -75,7 +76,10 @@ async def stage(
         present = state.present_slots(sysroot)
         current = state.booted(sysroot, present)
         imported = await import_missing(context, image, sysroot, repository, emit)
-        composed = await _composed(context, image, repository, imported, current, emit)
+        cache = Cache(sysroot)
+        composed = await _composed(context, image, repository, imported, current, cache, emit)
+        roots = set() if repository.is_empty() else cache.roots()
+        cache.forget_roots()  # from here on there is something that nothing keeps
         await imported.publish()
         _refuse_existing(sysroot, composed.deployment_id, present, current)
         etc = lookup(composed.root, ETC.encode())
@@ -83,9 +87,8 @@ async def stage(
         await trio.lowlevel.checkpoint()
         emit(events.StepProgressed(context.transaction, "deploying", "Creating the deployment"))
         binaries = _boot_files(repository, sysroot, composed, present)
-        plain = {version: repository.put(data) for version, data in composed.plain.items()}
         bootable = {version: repository.put(data) for version, data in composed.bootable.items()}
-        documents = _documents(repository, image, imported.layers, plain, bootable)
+        documents = _documents(repository, image, imported.layers, bootable)
         origin = _origin(context, verified, composed.boot_digest)
         with built_state(
             sysroot, composed.deployment_id, composed.root, Contents(repository), origin
@@ -93,11 +96,11 @@ async def stage(
             emit(events.StepProgressed(context.transaction, "syncing", "Syncing the deployment"))
             await trio.lowlevel.checkpoint()
             atomic.syncfs(repository.path)
-            images = (*plain.values(), *bootable.values())
+            images = tuple(bootable.values())
             streams = (layer.digest for layer in imported.layers.values())
             for digest in (*images, *documents.values(), *streams):
                 _read_again(repository, digest)
-            _link(repository, image, imported.layers, documents, images)
+            unchanged = _link(repository, image, imported.layers, documents, images)
             owners.save()
             for source, target in renames:
                 atomic.rmtree(target)
@@ -111,6 +114,11 @@ async def stage(
             (sysroot.path / state.VAR).parent,
         ):
             atomic.fsync(directory)
+        for layer in imported.layers.values():
+            if layer.staged is not None:
+                cache.take_layer(layer.digest, layer.staged / sink.MEMBERS)
+        if roots is not None and unchanged:
+            cache.keep_roots([*roots, *gc.roots(repository, [composed.deployment_id])])
         atomic.rmtree(spool(sysroot))
     return StagedDeployment(
         backend=state.NAME,
@@ -129,8 +137,7 @@ async def stage(
             "boot_digest": composed.boot_digest,
             "kernel": composed.kernel,
         },
-        bytes_new=imported.bytes_new
-        + sum(map(len, (*composed.plain.values(), *composed.bootable.values()))),
+        bytes_new=imported.bytes_new + sum(map(len, composed.bootable.values())),
     )
 
 
@@ -140,6 +147,7 @@ async def _composed(
     repository: Repository,
     imported: Imported,
     current: Slot | None,
+    cache: Cache,
     emit: Emit,
 ) -> Composed:
     """The image, computed in a thread while this one brings the layers to the medium. The medium's error comes first."""
@@ -149,7 +157,9 @@ async def _composed(
 
     async def compute() -> None:
         try:
-            results.append(await trio.to_thread.run_sync(compose, repository, layers, current))
+            results.append(
+                await trio.to_thread.run_sync(compose, repository, layers, current, cache)
+            )
         except Exception as problem:
             problems.append(problem)
 
@@ -228,7 +238,6 @@ def _documents(
     repository: Repository,
     image: FetchedImage,
     layers: Mapping[str, Layer],
-    plain: dict[int, bytes],
     bootable: dict[int, bytes],
 ) -> dict[str, bytes]:
     """Splitstreams of configuration and manifest, put into the repository: stream name to digest.
@@ -238,9 +247,8 @@ def _documents(
     config_name = f"oci-config-{image.config_document.digest}"
     by_diff_id = {diff_id: layer.digest for diff_id, layer in layers.items()}
     references = dict(by_diff_id)
-    for images, middle in ((plain, ""), (bootable, ".boot")):
-        for version, digest in images.items():
-            references[f"composefs.image{middle}{'' if version == 2 else '.v1'}"] = digest
+    for version, digest in bootable.items():
+        references[f"composefs.image.boot{'' if version == 2 else '.v1'}"] = digest
     try:
         earlier = repository.stream(config_name)
         kept = earlier.named_refs() if earlier else {}
@@ -281,16 +289,27 @@ def _link(
     layers: Mapping[str, Layer],
     documents: Mapping[str, bytes],
     images: Iterable[bytes],
-) -> None:
-    """Name what was synced, whoever refers to something after it; the tag, which keeps all of it, last."""
+) -> bool:
+    """Name what was synced, whoever refers to something after it; the tag, which keeps all of it, last.
+
+    Returns:
+        no name meant something else before.
+    """
+    tag = gc.deployment_tag(image.digest)
+    manifest = f"oci-manifest-{image.digest}"
+    unchanged = repository.tags().get(tag, manifest) == manifest
     for digest in images:
         repository.link_image(digest)
-    for diff_id, layer in layers.items():
-        if layer.staged is not None:
-            repository.link_stream(f"oci-layer-{diff_id}", layer.digest)
-    for name, digest in documents.items():
+    streams = [
+        (f"oci-layer-{diff_id}", layer.digest)
+        for diff_id, layer in layers.items()
+        if layer.staged is not None
+    ]
+    for name, digest in (*streams, *documents.items()):
+        unchanged = unchanged and repository.resolve(f"streams/{name}") in {None, digest}
         repository.link_stream(name, digest)
-    repository.tag(gc.deployment_tag(image.digest), f"oci-manifest-{image.digest}")
+    repository.tag(tag, manifest)
+    return unchanged
 
 
 def _origin(context: Context, verified: VerifiedImage, boot_digest: str) -> bytes:
@@ -476,8 +495,15 @@ async def prune(context: Context, sysroot: Sysroot) -> bool:
         if complete:  # else a tag that seems unused could be the unreadable one's
             gc.retag(repository, manifests)
         await trio.lowlevel.checkpoint()
+        cache = Cache(sysroot)
+        roots = gc.roots(repository, names)
+        if (kept := cache.roots()) is not None and kept.issubset(roots):
+            return True  # nothing was taken away since all was kept by something
+        cache.forget_roots()
         try:
             gc.collect(repository, names)
         except BootcError as problem:
             raise gc.describe(problem) from problem
+        cache.prune(gc.streams(repository))
+        cache.keep_roots(roots)
     return True

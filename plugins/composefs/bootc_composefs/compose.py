@@ -1,7 +1,9 @@
 """What an image comes to, computed from its layers: tree, kernel, command line, EROFS images. Nothing is written here.
 
     layers ─▶ merged tree ─▶ kernel, kargs.d, os-release
-                   └▶ plain tree ─▶ plain image;  └▶ bootable tree ─▶ bootable image, whose digest names the deployment
+                   └▶ bootable tree ─▶ bootable image, whose digest names the deployment
+
+The image of the tree as it is, with ``/boot`` and without labels, is not made: nothing mounts it (ADR 9).
 
 This is the long computation of a stage; it runs in a thread while the layers' objects are synced and read back.
 """
@@ -15,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from bootc_composefs import members, sink
+from bootc_composefs.cache import Cache
 from bootc_composefs.contents import Contents, image_subtree
 from bootc_composefs.erofs import write_image
 from bootc_composefs.layers import Layer
@@ -27,7 +31,7 @@ from bootc_core.boot.kernel import Kernel, find_kernel
 from bootc_core.fs import atomic, verity
 from bootc_core.models.kargs import CommandLine, merge_image_change
 from bootc_core.models.tree import Node, resolve
-from bootc_core.oci.layers import LayerTree
+from bootc_core.oci.layers import LayerStats, LayerTree
 
 KERNEL: Final = "vmlinuz"  # names on the boot partition
 INITRD: Final = "initrd"
@@ -49,7 +53,7 @@ class Composed:
     Attributes:
         root: the bootable tree.
         deployment_id: hex digest of the bootable image in the repository's default format.
-        plain, bootable: EROFS images by format.
+        bootable: EROFS images by format.
         kernel: release of the kernel.
         binaries: kernel, and initrd if there is one.
         boot_digest: hex SHA-256 over their contents.
@@ -59,7 +63,6 @@ class Composed:
 
     root: Node
     deployment_id: str
-    plain: dict[int, bytes]
     bootable: dict[int, bytes]
     kernel: str
     binaries: tuple[BootBinary, ...]
@@ -69,7 +72,10 @@ class Composed:
 
 
 def compose(
-    repository: Repository, layers: Sequence[tuple[str, Layer]], current: Slot | None
+    repository: Repository,
+    layers: Sequence[tuple[str, Layer]],
+    current: Slot | None,
+    cache: Cache,
 ) -> Composed:
     """Compute everything about an image.
 
@@ -77,6 +83,7 @@ def compose(
         repository: has the layers' objects, or they are staged for it.
         layers: diffID and layer, lowest first.
         current: the deployment whose command line is followed; None for a first one.
+        cache: has the members of known layers, and gets those that it lacks.
 
     Raises:
         ContentError: the image is damaged, hostile, or cannot be booted.
@@ -87,14 +94,13 @@ def compose(
     tree = LayerTree()
     for number, (diff_id, layer) in enumerate(layers, 1):
         what = f"layer {number} ({diff_id[:19]}…)"
-        tree.apply(layer_entries(repository, layer.stream, what, layer.staged), what)
+        _apply(repository, tree, layer, what, cache)
     root = tree.root
     kernel = find_kernel(root)
     line = _command_line(repository, root, contents, current)
     identity = os_release.parse(_os_release(root, contents))
-    binaries, boot_digest = _binaries(repository, kernel)
+    binaries, boot_digest = _binaries(repository, kernel, cache)
     oci_transform(root)
-    plain = _images(repository, root)
     boot_transform(root, contents.read)
     bootable = _images(repository, root)
     deployment_id = verity.digest(bootable[repository.formats[0]], repository.algorithm).hex()
@@ -102,7 +108,6 @@ def compose(
     return Composed(
         root,
         deployment_id,
-        plain,
         bootable,
         kernel.version,
         binaries,
@@ -110,6 +115,26 @@ def compose(
         str(line),
         identity,
     )
+
+
+def _apply(repository: Repository, tree: LayerTree, layer: Layer, what: str, cache: Cache) -> None:
+    """Merge a layer: by its members if they are at hand, else from its splitstream, noting them for the next time."""
+    place = layer.staged / sink.MEMBERS if layer.staged else cache.layer(layer.digest)
+    try:
+        data = place.read_bytes()
+    except OSError:
+        data = b""
+    found = members.load(data, layer.stream.object_refs, layer.sizes, tree.interned)
+    if found is not None:
+        whiteouts, nodes, entries, dropped = found
+        tree.apply_members(whiteouts, nodes, LayerStats(entries=entries, dropped=dropped), what)
+        return
+    writer = members.Writer()
+    objects = {digest: number for number, digest in enumerate(layer.stream.object_refs)}
+    entries_ = layer_entries(repository, layer.stream, what, layer.staged)
+    tree.apply(members.noted(entries_, objects, writer), what)
+    if not layer.staged and not writer.too_many:
+        cache.keep_layer(layer.digest, writer.pieces())
 
 
 def _images(repository: Repository, root: Node) -> dict[int, bytes]:
@@ -156,17 +181,39 @@ def _rooted(node: Node, path: str) -> Node:
     return node
 
 
-def _binaries(repository: Repository, kernel: Kernel) -> tuple[tuple[BootBinary, ...], str]:
-    """Kernel and initrd, hashed alone and together, each checked against its name on the way."""
+def _binaries(
+    repository: Repository, kernel: Kernel, cache: Cache
+) -> tuple[tuple[BootBinary, ...], str]:
+    """Kernel and initrd with the digests of each and of both; hashed once for each content, then remembered by its name.
+
+    Whoever copies them compares what was copied with these digests.
+    """
+    nodes = [node for node in (kernel.vmlinuz, kernel.initrd) if node is not None]
+    objects = [node.object for node in nodes if node.object is not None]
+    known = cache.kernel(objects) if len(objects) == len(nodes) else None
+    if known is None:
+        known = _hashed(repository, nodes)
+        if len(objects) == len(nodes):
+            cache.keep_kernel(objects, *known)
+    own, overall = known
+    found = tuple(
+        BootBinary(name, node, digest)
+        for name, node, digest in zip((KERNEL, INITRD), nodes, own, strict=False)
+    )
+    return found, overall
+
+
+def _hashed(repository: Repository, nodes: Sequence[Node]) -> tuple[list[str], str]:
+    """SHA-256 (hex) of each, and of all in a row; each is checked against its name on the way."""
     overall = hashlib.sha256()
     found = []
-    for name, node in ((KERNEL, kernel.vmlinuz), (INITRD, kernel.initrd)):
-        if node is None:
-            continue
-        own = hashlib.sha256()
+    for number, node in enumerate(nodes):
+        first = number == 0  # the beginning of all in a row: hashed once
+        own = overall if first else hashlib.sha256()
         if node.object is None:
             own.update(node.inline or b"")
-            overall.update(node.inline or b"")
+            if not first:
+                overall.update(node.inline or b"")
         else:
             check = verity.Hasher(repository.algorithm)
             descriptor = repository.open_object(node.object)
@@ -174,12 +221,13 @@ def _binaries(repository: Repository, kernel: Kernel) -> tuple[tuple[BootBinary,
                 with atomic.mapped("read", repository.object_path(node.object)):
                     while piece := os.read(descriptor, limits.MIB):
                         own.update(piece)
-                        overall.update(piece)
+                        if not first:
+                            overall.update(piece)
                         if not repository.secure:
                             check.update(piece)
             finally:
                 os.close(descriptor)
             if not repository.secure and check.digest() != node.object:
                 repository.read(node.object)  # raises with the details
-        found.append(BootBinary(name, node, own.hexdigest()))
-    return tuple(found), overall.hexdigest()
+        found.append(own.copy().hexdigest())
+    return found, overall.hexdigest()

@@ -106,6 +106,23 @@ class _Marker:
             (self.image if kind == "images" else self.stream)(digest)
 
 
+def roots(repository: Repository, names: Iterable[str]) -> list[str]:
+    """All from where ``collect`` starts, as text: references with what they lead to, and ``names``."""
+    found = list(names)
+    for kind in ("images", "streams"):
+        refs = repository.path / kind / "refs"
+        found += [
+            f"{path.relative_to(repository.path)} {text}" for path, text in repo.all_refs(refs)
+        ]
+    return found
+
+
+def streams(repository: Repository) -> list[bytes]:
+    """Digests of all splitstreams that have a name."""
+    found = (repository.target(text) for _, text in repo.links(repository.path / "streams"))
+    return [digest for digest in found if digest is not None]
+
+
 def mark(repository: Repository, names: Iterable[str]) -> set[bytes]:
     """Digests of all objects that are needed: by references, and by ``names`` (looked up among images and streams).
 

@@ -11,6 +11,7 @@ or half published (its objects are in one of both places), and goes on.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -55,11 +56,13 @@ class Layer:
     """A layer: its splitstream, and that one's digest.
 
     ``staged``: its directory, if it has no name in the repository yet; objects are there or in the repository.
+    ``sizes``: of a known layer's objects, in their order; None for a staged one, whose objects are read back anyway.
     """
 
     digest: bytes
     stream: Splitstream
     staged: Path | None = None
+    sizes: list[int] | None = None
 
 
 def known_layers(repository: Repository, diff_ids: Sequence[str]) -> dict[str, Layer]:
@@ -75,8 +78,11 @@ def known_layers(repository: Repository, diff_ids: Sequence[str]) -> dict[str, L
             if problem.catalogue != "INT":
                 raise
             continue
-        if all(_is_whole(repository, name) for name in stream.object_refs):
-            found[diff_id] = Layer(digest, stream)
+        sizes = [repository.size(name) or 0 for name in stream.object_refs]
+        if (
+            min(sizes, default=sink.LARGE_BYTES) > sink.INLINE_BYTES
+        ):  # a power cut leaves empty files
+            found[diff_id] = Layer(digest, stream, None, sizes)
     return found
 
 
@@ -154,10 +160,16 @@ class Imported:
             return
         self._step("syncing", "Syncing layers")
         await trio.lowlevel.checkpoint()
-        atomic.syncfs(next(iter(self._checks)))
-        if not self._repository.secure:
-            self._step("checking", "Reading back what was written")
-            await _read_back(self._repository, self._checks)
+        try:
+            atomic.syncfs(next(iter(self._checks)))
+            if not self._repository.secure:
+                self._step("checking", "Reading back what was written")
+                await _read_back(self._repository, self._checks)
+        except StorageError:
+            # the next run must not take for finished what the medium lost
+            for directory in self._checks:
+                _drop(directory)
+            raise
 
     async def publish(self) -> None:
         """Give the objects their names. The staged splitstreams stay, so that this can be repeated.
@@ -270,15 +282,22 @@ def _staged_layer(repository: Repository, directory: Path, result: dict[str, Any
     stream = _read_stream(repository, directory)
     digest = verity.digest(stream.data, repository.algorithm)
     if digest.hex() != result.get("stream"):
+        _drop(directory)
         raise StorageError(
             "a staged layer is damaged",
             reference="bad-staging",
             expected=str(result.get("stream"))[:32],
             found=digest.hex()[:32],
-            hint=f"remove {directory} and run again",
+            hint="run the command again: the layer is fetched anew",
             catalogue="INT",
         )
     return Layer(digest, stream, directory)
+
+
+def _drop(directory: Path) -> None:
+    """Remove a staged layer after an error that matters more than one of this."""
+    with contextlib.suppress(BootcError):
+        atomic.rmtree(directory)
 
 
 def drop_unfinished(sysroot: Sysroot) -> None:
@@ -294,7 +313,7 @@ def drop_unfinished(sysroot: Sysroot) -> None:
         names = sorted(os.listdir(staging))
     for name in names:
         if not (staging / name / DONE).exists():
-            for part in (sink.OBJECTS, sink.STREAM, sink.CHECKS):
+            for part in (sink.OBJECTS, sink.STREAM, sink.CHECKS, sink.MEMBERS):
                 atomic.rmtree(staging / name / part)
 
 

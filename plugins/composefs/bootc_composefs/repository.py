@@ -377,6 +377,11 @@ class Repository:
             return None
         return self.digest(parts[-2] + parts[-1])
 
+    def is_empty(self) -> bool:
+        """Is there no object, not even one that nothing refers to?"""
+        with atomic.mapped("read", self._objects):
+            return not os.listdir(self._objects)
+
     def has_streams(self) -> bool:
         """Is anything in the repository that a new image could share?"""
         return bool(links(self.path / "streams"))

@@ -3,6 +3,7 @@
     <staging>/objects/<hex>   contents of files larger than 64 bytes that the repository has not
     <staging>/stream          the layer's splitstream, an object too
     <staging>/checks          one record for each file above: digest, size, CRC-32; absent where fs-verity is enabled
+    <staging>/members         names and metadata of the layer's members (`bootc_composefs.members`)
 
 Names are created once (O_EXCL); nothing here is synced, the parent does that once for all layers, then reads everything back from
 the medium and compares it with ``checks`` (with fs-verity the kernel does it on every read).
@@ -20,9 +21,10 @@ import contextlib
 import errno
 import os
 import struct
+from collections.abc import Iterable
 from typing import Any, Final
 
-from bootc_composefs import splitstream
+from bootc_composefs import members, splitstream
 from bootc_core import limits
 from bootc_core.errors import ContentError, StorageError
 from bootc_core.fs import verity
@@ -37,6 +39,7 @@ INLINE_BYTES: Final = 64  # files up to this size are part of the splitstream an
 OBJECTS: Final = "objects"
 STREAM: Final = "stream"
 CHECKS: Final = "checks"
+MEMBERS: Final = "members"
 LARGE_BYTES: Final = (
     tar.WHOLE_FILE_BYTES
 )  # larger files arrive in pieces, and are compared with known ones
@@ -53,6 +56,7 @@ __all__ = [
     "CHECKS",
     "INLINE_BYTES",
     "LARGE_BYTES",
+    "MEMBERS",
     "OBJECTS",
     "STREAM",
     "ObjectSink",
@@ -89,6 +93,8 @@ class ObjectSink:
         self._fix_mode = bool(mask & 0o044)  # objects are 0644 whatever the user's umask is
         self._stream = splitstream.Writer(staging_fd, self._algorithm)
         self._seen = self._stream.objects
+        self._members = members.Writer()
+        self._entry: tar.TarEntry | None = None  # of the large file that is being received
         self._checks = bytearray()
         self._new = self._reused = self._bytes_new = 0
         self._hasher: verity.Hasher | None = None  # of the large file that is being received
@@ -102,12 +108,14 @@ class ObjectSink:
 
     def entry(self, entry: tar.TarEntry) -> None:
         """A member without content: its header, passed to ``raw``, is all there is."""
+        self._members.add(entry, members.NONE)
 
     def file(self, entry: tar.TarEntry, body: memoryview) -> None:
         """A regular file whose content is in memory."""
         size = len(body)
         if size <= INLINE_BYTES:
             self._stream.inline(body)
+            self._members.add(entry, members.TEXT, body)
             return
         name = _digest(body, self._algorithm)
         if name not in self._seen:
@@ -123,7 +131,7 @@ class ObjectSink:
                 finally:
                     os.close(descriptor)
                 self._record(name, hexed, size, 0 if self._verity else checksum(body))
-        self._stream.external(name, size)
+        self._members.add(entry, self._stream.external(name, size))
 
     def _is_known(self, hexed: str, size: int) -> bool:
         if self._known < 0:
@@ -153,6 +161,7 @@ class ObjectSink:
     def begin_file(self, entry: tar.TarEntry) -> None:
         """A large file begins: it is compared with a known object of its size, or else written."""
         self._crc = 0
+        self._entry = entry
         if entry.size <= INLINE_BYTES:
             return
         self._hasher = verity.Hasher(self._algorithm)
@@ -217,7 +226,9 @@ class ObjectSink:
             else:
                 os.rename(_PARTIAL, hexed, src_dir_fd=self._objects, dst_dir_fd=self._objects)
                 self._record(name, hexed, size, self._crc)
-        self._stream.external(name, size)
+        index = self._stream.external(name, size)
+        if self._entry is not None:
+            self._members.add(self._entry, index)
         self._hasher = None
 
     def finish(self) -> dict[str, Any]:
@@ -238,11 +249,9 @@ class ObjectSink:
             os.close(descriptor)
         if self._verity:
             _enable(STREAM, self._staging, self._algorithm)
-        descriptor = self._replace(CHECKS)
-        try:
-            splitstream.write_all(descriptor, self._checks)
-        finally:
-            os.close(descriptor)
+        self._put(CHECKS, [self._checks])
+        if not self._members.too_many:
+            self._put(MEMBERS, self._members.pieces())
         self._close()
         return {
             "stream": hasher.digest().hex(),
@@ -252,6 +261,14 @@ class ObjectSink:
             "bytes_new": self._bytes_new + hasher.size,
             "crc": checksum(self._checks),
         }
+
+    def _put(self, name: str, pieces: Iterable[bytes | bytearray]) -> None:
+        descriptor = self._replace(name)
+        try:
+            for piece in pieces:
+                splitstream.write_all(descriptor, piece)
+        finally:
+            os.close(descriptor)
 
     def _replace(self, name: str) -> int:
         with contextlib.suppress(FileNotFoundError):

@@ -228,13 +228,14 @@ class Writer:
             self._spilled.write(self._run)
             self._run.clear()
 
-    def external(self, digest: bytes, size: int) -> None:
-        """The whole content of the object ``digest``, ``size`` bytes, stands here."""
+    def external(self, digest: bytes, size: int) -> int:
+        """The whole content of the object ``digest``, ``size`` bytes, stands here; its index."""
         if self._run or self._spilled:
             self._end_run()
         index = self._index.setdefault(digest, len(self._index))
         self._buffer += _int64.pack(index)
         self.stream_size += size
+        return index
 
     def _end_run(self) -> None:
         total = len(self._run)
