@@ -52,7 +52,9 @@ END_PADDING_BYTES: Final = 16 * MIB  # zeros after the end of the archive (tar p
 
 # Decompression
 ZSTD_WINDOW_LOG: Final = 27  # 128 MiB, what `zstd --long` writes and every decoder accepts
-TOC_BYTES: Final = 150 * MIB  # a chunked layer's table of contents or tar-split, as other tools bound it
+TOC_BYTES: Final = (
+    150 * MIB
+)  # a chunked layer's table of contents or tar-split, as other tools bound it
 FRAMES: Final = 1_000_000  # gzip members or zstd frames of one blob
 CHUNK_BYTES: Final = 256 * KIB  # read at once
 OUTPUT_CHUNK_BYTES: Final = 1 * MIB  # decompressed at once: a bomb cannot grow memory beyond it
@@ -76,11 +78,17 @@ WORKERS: Final = 8  # at most; otherwise one a core
 WORKER_LINE_BYTES: Final = 1 * MIB  # of JSON from a worker
 WORKER_STDERR_BYTES: Final = 64 * KIB
 WORKER_MEMORY_BYTES: Final = 1 * GIB  # address space above this ends a worker
-WORKER_CPU_S: Final = 3600  # of processor time for one process; the largest layer allowed takes minutes
-WORKER_SILENCE_S: Final = 900.0  # without a sign of life; longer than all of an HTTP request's retries
+WORKER_CPU_S: Final = (
+    3600  # of processor time for one process; the largest layer allowed takes minutes
+)
+WORKER_SILENCE_S: Final = (
+    900.0  # without a sign of life; longer than all of an HTTP request's retries
+)
 SEEDS: Final = 64  # directories in which files for a chunked layer are looked for
 RESUMES: Final = 100  # of one blob's download after breaks, however much each brought
-SPOOL_LAYER_BYTES: Final = CHUNK_BYTES  # larger layers are kept while they arrive, so that a pull resumes at the byte
+SPOOL_LAYER_BYTES: Final = (
+    CHUNK_BYTES  # larger layers are kept while they arrive, so that a pull resumes at the byte
+)
 
 # Phases, hooks
 PHASE_TIMEOUT_S: Final = 6 * 3600.0  # a slow line may take hours

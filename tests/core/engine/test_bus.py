@@ -24,7 +24,9 @@ def test_a_failing_observer_is_logged_once_and_the_others_go_on(caplog):
         bus.emit(events.Warned("t", "1"))
         bus.emit(events.Warned("t", "2"))
     assert len(seen) == 2
-    assert [record.getMessage() for record in caplog.records] == ["the event observer of plugin broken failed"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the event observer of plugin broken failed"
+    ]
 
 
 def test_a_blocked_observer_delays_the_end_by_its_patience_only_and_progress_is_merged():
