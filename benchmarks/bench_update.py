@@ -358,10 +358,9 @@ def main() -> None:
     plain = results["layers plain"]["bytes"]
     print(f"\n{'':28}{'bytes':>12} {'of plain':>9} {'CPU s':>7} {'PSS MB':>7}")
     for name, row in results.items():
-        cpu, pss = (f"{row[key]:.2f}" if key in row else "" for key in ("cpu", "pss"))
-        print(
-            f"{name:28}{int(row['bytes']):>12} {100 * row['bytes'] / plain:>8.1f}% {cpu:>7} {pss:>7}"
-        )
+        spent, held = (f"{row[key]:.2f}" if key in row else "" for key in ("cpu", "pss"))
+        share = 100 * row["bytes"] / plain
+        print(f"{name:28}{int(row['bytes']):>12} {share:>8.1f}% {spent:>7} {held:>7}")
     if arguments.json:
         arguments.json.write_text(
             json.dumps({"packages": names, "results": results}, indent=2) + "\n"
