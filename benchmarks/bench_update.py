@@ -355,11 +355,11 @@ def main() -> None:
             pss, _ = peak_memory(podman.command("pull", "-q", "--tls-verify=false", f"{tag}:v1u"))
             podman.clear()
             results[f"podman {version} {kind}"] = {"bytes": count[0], "cpu": cpu, "pss": pss}
-    plain = results["layers plain"]["bytes"]
+    whole_bytes = results["layers plain"]["bytes"]
     print(f"\n{'':28}{'bytes':>12} {'of plain':>9} {'CPU s':>7} {'PSS MB':>7}")
     for name, row in results.items():
         spent, held = (f"{row[key]:.2f}" if key in row else "" for key in ("cpu", "pss"))
-        share = 100 * row["bytes"] / plain
+        share = 100 * row["bytes"] / whole_bytes
         print(f"{name:28}{int(row['bytes']):>12} {share:>8.1f}% {spent:>7} {held:>7}")
     if arguments.json:
         arguments.json.write_text(
