@@ -16,8 +16,8 @@ from typing import TypeVar
 import trio
 
 from bootc_core import config as configs
-from bootc_core.cli import common, environment, transfers
-from bootc_core.engine import forecast, orchestrator, plan, sysroots
+from bootc_core.cli import common, environment, forecast, transfers
+from bootc_core.engine import orchestrator, plan, sysroots
 from bootc_core.engine.notice import read_notice
 from bootc_core.engine.orchestrator import Outcome
 from bootc_core.engine.sysroots import Storage

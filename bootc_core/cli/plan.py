@@ -6,9 +6,9 @@ import argparse
 import json
 import sys
 
-from bootc_core.cli import common, deploy, environment
-from bootc_core.engine import forecast, orchestrator, plan, sysroots
-from bootc_core.engine.forecast import Forecast
+from bootc_core.cli import common, deploy, environment, forecast
+from bootc_core.cli.forecast import Forecast
+from bootc_core.engine import orchestrator, plan, sysroots
 from bootc_core.engine.plan import Target
 from bootc_core.engine.sysroots import Storage
 from bootc_core.errors import UsageError, printable

@@ -1,5 +1,6 @@
 """The kernel of the framework stays readable in one sitting, and neutral."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -9,9 +10,28 @@ KERNEL = [
 ]
 
 
+def code_lines(path):
+    """Lines with code on them: no blank ones, comments or docstrings (of which the hooks' are the reference)."""
+    source = path.read_text()
+    prose = set()
+    for node in ast.walk(ast.parse(source)):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and body
+        ):
+            first = body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                prose |= set(range(first.lineno, first.end_lineno + 1))
+    return [
+        line
+        for number, line in enumerate(source.splitlines(), 1)
+        if number not in prose and line.strip() and not line.strip().startswith("#")
+    ]
+
+
 def test_it_is_small():
-    lines = [line for path in KERNEL for line in path.read_text().splitlines() if line.strip()]
-    assert len(lines) < 2000
+    assert sum(len(code_lines(path)) for path in KERNEL) < 1800
 
 
 def test_it_names_no_backend_transport_or_bootloader():
