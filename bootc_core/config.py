@@ -13,6 +13,10 @@
 
     [plugins]
     blocked = ["NAME", ...]
+    in-process = ["NAME", ...]       # plugins of others that root trusts like this program; the others run in child processes
+    fail-open = ["NAME", ...]        # a failure of these only warns; never of a signature policy
+    fail-closed = ["NAME", ...]      # a failure of these stops, whatever they declare
+    hold-bounds = ["NAME=72h", ...]  # how long a plugin may hold a run; 14 days are the default and the maximum
 
 Files are read in order of their names; a file in /etc replaces the one of the same name in /usr/lib (a link to /dev/null masks it);
 later files win key by key. All problems of all files are told at once. Plain dataclasses: ``status`` reads them.
@@ -36,6 +40,10 @@ class Config:
     backend: str = "composefs"
     bootloader: str = "systemd-boot"
     blocked: tuple[str, ...] = ()
+    in_process: tuple[str, ...] = ()
+    fail_open: tuple[str, ...] = ()
+    fail_closed: tuple[str, ...] = ()
+    hold_bounds: tuple[str, ...] = ()
     max_rate: int | None = None
     max_bytes: int | None = None
     on_metered: str = "ignore"
@@ -50,6 +58,10 @@ _KEYS = {
     "network.max-bytes": ("max_bytes", "an amount"),
     "network.on-metered": ("on_metered", "ignore or refuse"),
     "plugins.blocked": ("blocked", "a list of strings"),
+    "plugins.in-process": ("in_process", "a list of strings"),
+    "plugins.fail-open": ("fail_open", "a list of strings"),
+    "plugins.fail-closed": ("fail_closed", "a list of strings"),
+    "plugins.hold-bounds": ("hold_bounds", "a list of NAME=HOURSh or NAME=DAYSd"),
 }
 
 
@@ -67,6 +79,12 @@ def _typed(value: Any, wanted: str) -> Any:
         and all(isinstance(item, str) for item in value)
     ):
         return tuple(value)
+    if wanted == "a list of NAME=HOURSh or NAME=DAYSd" and isinstance(value, list):
+        for item in value:
+            if not isinstance(item, str):
+                raise ValueError(wanted)  # noqa: TRY004 - as for every wrong value
+            parse_bound(item)
+        return tuple(value)
     if wanted == "ignore or refuse" and value in ("ignore", "refuse"):
         return value
     if wanted == "an amount":
@@ -77,6 +95,19 @@ def _typed(value: Any, wanted: str) -> Any:
 
             return parse_amount(value, "")
     raise ValueError(wanted)
+
+
+def parse_bound(text: str) -> tuple[str, float]:
+    """Name and seconds of ``NAME=72h`` or ``NAME=3d``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    name, _, amount = text.rpartition("=")
+    unit = {"h": 3600.0, "d": 86400.0}.get(amount[-1:])
+    if not name or unit is None or not amount[:-1].isdecimal():
+        raise ValueError(text)
+    return name, int(amount[:-1]) * unit
 
 
 def parse(text: str, name: str) -> tuple[dict[str, Any], list[str]]:

@@ -101,6 +101,16 @@ HOOK_OUTPUT_BYTES: Final = 64 * KIB
 HOOK_TERM_GRACE_S: Final = 5.0
 HOLD_MAX_S: Final = 14 * 24 * 3600.0  # no gate holds an update longer
 EVENT_QUEUE: Final = 1024
+PLUGIN_SOURCE_BYTES: Final = 1 * MIB  # of a plugin module; real ones have a few KiB
+CHILD_GATE_TIMEOUT_S: Final = 60.0  # a gate in a child process; below the deadline of all gates
+CHILD_VERIFY_TIMEOUT_S: Final = 100.0
+CHILD_PARTICIPANT_TIMEOUT_S: Final = 300.0
+CHILD_EVENTS_TIMEOUT_S: Final = 3.0  # for what an observer has not read when the run ends
+CHILD_MEMORY_BYTES: Final = 1 * GIB  # address space
+CHILD_ANSWER_BYTES: Final = 256 * KIB
+CHILD_REQUEST_BYTES: Final = 64 * MIB  # an image's documents and signatures
+WATCHDOG_GRACE_S: Final = 15.0  # beyond a deadline: what has not ended by then cannot be cancelled
+WATCHDOG_STALL_S: Final = 180.0  # without any Python thread running: somebody holds the interpreter
 JOURNAL_BYTES: Final = 16 * MIB
 
 # Boot

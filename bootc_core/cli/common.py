@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bootc_core import config as configs
 from bootc_core.config import Config
+from bootc_core.containment import loading
 from bootc_core.engine import sysroots
 from bootc_core.hooks import manager
 from bootc_core.models.sysroot import Sysroot
@@ -19,8 +20,19 @@ def load(arguments: argparse.Namespace) -> tuple[Config, manager.Plugins]:
         ConfigError: the settings are malformed.
         PluginError: a plugin cannot be loaded.
     """
-    settings = configs.load(arguments.config_root or Path("/"))
-    return settings, manager.load(blocked=settings.blocked)
+    safe = getattr(arguments, "safe_mode", False)
+    settings = Config() if safe else configs.load(arguments.config_root or Path("/"))
+    plugins = manager.load(
+        blocked=(*settings.blocked, *(getattr(arguments, "no_plugin", None) or ())),
+        safe=safe,
+        provide=loading.provider(
+            in_process=settings.in_process,
+            fail_open=settings.fail_open,
+            fail_closed=settings.fail_closed,
+        ),
+    )
+    plugins.hold_bounds.update(map(configs.parse_bound, settings.hold_bounds))
+    return settings, plugins
 
 
 def sysroot_of(arguments: argparse.Namespace) -> Sysroot | None:

@@ -151,7 +151,9 @@ class Transaction:
             await self._participants("after", phase)
 
     async def _participants(self, moment: str, phase: Phase) -> None:
-        failed = await self.hooks.participants(moment, self.context, phase)
+        failed, warnings = await self.hooks.participants(moment, self.context, phase)
+        for warning in warnings:
+            self.warn(warning)
         if failed is None or failed.error is None:
             return
         if not self.switched:

@@ -213,13 +213,18 @@ class Hooks:
 
     async def participants(
         self, moment: str, context: Context, phase: Phase | None = None
-    ) -> dispatch.Answer | None:
-        """Call ``bootc_<moment>[_<phase>]`` of each plugin in order; the first failure, or None."""
+    ) -> tuple[dispatch.Answer | None, list[str]]:
+        """Call ``bootc_<moment>[_<phase>]`` of each plugin in order; the first failure, or None, and warnings before it."""
         name = f"bootc_{moment}_{phase.value}" if phase else f"bootc_{moment}"
         answers = await dispatch.call_each(
             self._caller(name), {"context": context}, limits.PARTICIPANT_TIMEOUT_S
         )
-        return answers[-1] if answers and answers[-1].error is not None else None
+        warnings = [
+            f"{answer.plugin}: {answer.value.warning}"
+            for answer in answers
+            if isinstance(answer.value, Proceed) and answer.value.warning
+        ]
+        return (answers[-1] if answers and answers[-1].error is not None else None), warnings
 
     def around(self, context: Context, phase: Phase) -> list[Around]:
         """The context managers to enter around a phase, in order; what breaks in one names its plugin."""

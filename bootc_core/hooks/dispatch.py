@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import pluggy
 import trio
 
 from bootc_core.errors import BootcError, HookError, PluginError, printable
+from bootc_core.fs.atomic import storage_error
+from bootc_core.watchdog import watching
+
+# What the machine is short of, or how its disk fails: not a defect of the plugin that met it
+_MACHINE: Final = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EIO,
+        errno.ENOMEM,
+        errno.EMFILE,
+        errno.ENFILE,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +47,10 @@ async def _invoke(
 ) -> Any:
     function = cast("Callable[..., Awaitable[Any]]", implementation.function)
     try:
-        with trio.fail_after(timeout_s):
+        with (
+            watching(f"plugin {implementation.plugin_name} in {hook}", timeout_s),
+            trio.fail_after(timeout_s),
+        ):
             return await function(*[arguments[name] for name in implementation.argnames])
     except trio.TooSlowError:
         raise HookError(
@@ -48,6 +67,10 @@ async def _invoke(
         if isinstance(only, BootcError):
             only.add_note(f"in {hook} of plugin {implementation.plugin_name}")
             raise only from problem
+        if isinstance(only, OSError) and only.errno in _MACHINE:
+            raise storage_error(
+                only, f"carry on with {hook}", only.filename or implementation.plugin_name
+            ) from problem
         raise PluginError(
             f"plugin {implementation.plugin_name} broke in {hook}",
             reference="plugin-broken",

@@ -44,7 +44,7 @@ def test_a_blocked_observer_delays_the_end_by_its_patience_only_and_progress_is_
             bus.emit(events.BlobProgressed("t", "sha256:x", number, limits.EVENT_QUEUE * 3))
         bus.emit(events.Warned("t", "last"))
     release.set()
-    bus._thread.join(10)
+    bus._lanes[0].thread.join(10)
     assert isinstance(seen[0], events.Warned)
     assert len(seen) <= limits.EVENT_QUEUE + 3
     assert seen[-1].message == "last"
