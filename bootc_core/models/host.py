@@ -87,6 +87,7 @@ class Deployment:
     ostree: OstreeInfo | None = None
     composefs: ComposefsInfo | None = None
     accepted: str | None = None  # one line: which policy accepted it, by which rule
+    evidence: tuple[tuple[str, str], ...] = ()  # what that was built on: who, which key, when
     signature_mode: str | None = None  # value of context.SignatureMode it was deployed with
 
     @property

@@ -95,6 +95,16 @@ class Origin:
         ]
         return "; ".join(lines) or None
 
+    @property
+    def evidence(self) -> tuple[tuple[str, str], ...]:
+        """What the acceptance was built on, for people: who signed, which key, when."""
+        rows = []
+        for answer in self.accepted:
+            found = answer.get("evidence")
+            if answer.get("accept") and isinstance(found, dict):
+                rows += [(printable(str(k), 100), printable(str(v), 400)) for k, v in found.items()]
+        return tuple(rows)
+
 
 def _rule(answer: dict[str, Any]) -> str:
     rule = str(answer.get("rule") or "")

@@ -119,6 +119,7 @@ def _verbose_rows(entry: Deployment, slot: str) -> list[tuple[str, str]]:
         rows.append(("Commit", entry.ostree.checksum))
     if entry.image is not None and (signature := _signature(entry.image.image)) is not None:
         rows.append(("Signature", signature))
+    rows += [(f"Signed ({label})", printable(value, 400)) for label, value in entry.evidence]
     rows.append(("Soft-reboot", "yes" if entry.soft_reboot_capable else "no"))
     if entry.composefs is not None:
         enforced = not entry.composefs.missing_verity_allowed

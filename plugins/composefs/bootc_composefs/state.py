@@ -271,6 +271,7 @@ def _deployment(
             missing_verity_allowed=optional,
         ),
         accepted=origin.acceptance,
+        evidence=origin.evidence,
         signature_mode=origin.signature,
     )
 

@@ -187,6 +187,7 @@ def _describe(sysroot: Sysroot, present: Present) -> Deployment:
         pinned=key_file_value(data, "libostree-transient", "pinned") == "true",
         ostree=OstreeInfo(present.stateroot, present.checksum, present.serial),
         accepted=origin.acceptance,
+        evidence=origin.evidence,
         signature_mode=origin.signature,
     )
 
@@ -262,6 +263,7 @@ def _staged(sysroot: Sysroot) -> Deployment | None:
             download_only=notice["finalization_locked"] is True,
             ostree=OstreeInfo(str(details["stateroot"]), checksum, int(serial)),
             accepted=origin.acceptance,
+            evidence=origin.evidence,
             signature_mode=origin.signature,
         )
     except (OSError, ValueError, KeyError, TypeError, BootcError):
