@@ -6,6 +6,7 @@ Commands are modules that are imported when they run, so that ``--help`` and ``s
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -112,6 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors into one message and an exit status."""
     from bootc_core.render import stream
 
+    # pydantic would look for plugins of its own among all distributions, and run them as root; it costs 20 ms, too
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    # Trees have 100,000s of objects and no cycles: looking for some again and again costs a tenth of a run.
+    gc.set_threshold(200_000, 20, 100)
     stream.repair()
     try:
         status = _guarded(argv)

@@ -39,6 +39,9 @@ class _OpenHow(ctypes.Structure):
     )
 
 
+_PARENTS: Final = 16  # directory descriptors that are kept open
+
+
 class Beneath:
     """A directory whose content is only reached without leaving it. Close it, or use it with ``with``."""
 
@@ -51,6 +54,8 @@ class Beneath:
             if isinstance(directory, int)
             else os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         )
+        # Directories used last: a tree is worked on directory by directory. Nothing here renames or removes one.
+        self._parents: dict[bytes, int] = {}
 
     def __enter__(self) -> Beneath:
         return self
@@ -65,6 +70,8 @@ class Beneath:
 
     def close(self) -> None:
         """Close the root's descriptor."""
+        while self._parents:
+            os.close(self._parents.popitem()[1])
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -137,18 +144,22 @@ class Beneath:
         """A descriptor for writing the new file ``path``; an existing name is an error."""
         return self.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
 
-    @contextmanager
-    def parent(self, path: bytes) -> Iterator[tuple[int, bytes]]:
-        """Descriptor of the directory that holds ``path``, and its last part: for ``os.*(dir_fd=)``."""
+    def parent(self, path: bytes) -> tuple[int, bytes]:
+        """Descriptor of the directory that holds ``path``, and its last part: for ``os.*(dir_fd=)``.
+
+        The descriptor stays this object's, and may be closed when many other directories were used.
+        """
         check(path)
         directory, _, name = path.rpartition(b"/")
         if not name:
             raise OSError(errno.EINVAL, "the root itself has no parent")
-        descriptor = self.open_dir(directory)
-        try:
-            yield descriptor, name
-        finally:
-            os.close(descriptor)
+        descriptor = self._parents.pop(directory, None)
+        if descriptor is None:
+            if len(self._parents) >= _PARENTS:  # the one used longest ago goes; two are in use at most
+                os.close(self._parents.pop(next(iter(self._parents))))
+            descriptor = self.open_dir(directory)
+        self._parents[directory] = descriptor
+        return descriptor, name
 
     # --- reading -------------------------------------------------------------------------
 
@@ -156,8 +167,8 @@ class Beneath:
         """Status of ``path`` itself."""
         if not path:
             return os.fstat(self._fd)
-        with self.parent(path) as (directory, name):
-            return os.stat(name, dir_fd=directory, follow_symlinks=False)
+        directory, name = self.parent(path)
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
     def exists(self, path: bytes) -> bool:
         """Is there anything at ``path``? A dangling link is something."""
@@ -169,8 +180,8 @@ class Beneath:
 
     def readlink(self, path: bytes) -> bytes:
         """Target of the symbolic link ``path``."""
-        with self.parent(path) as (directory, name):
-            return os.readlink(name, dir_fd=directory)
+        directory, name = self.parent(path)
+        return os.readlink(name, dir_fd=directory)
 
     def listdir(self, path: bytes) -> list[bytes]:
         """Names in the directory ``path``, sorted."""
@@ -200,8 +211,8 @@ class Beneath:
 
     def mkdir(self, path: bytes, mode: int = 0o700) -> None:
         """Make one directory."""
-        with self.parent(path) as (directory, name):
-            os.mkdir(name, mode, dir_fd=directory)
+        directory, name = self.parent(path)
+        os.mkdir(name, mode, dir_fd=directory)
 
     def mkdirs(self, path: bytes, mode: int = 0o755) -> None:
         """Make the directory ``path`` with all its parents; existing ones are fine."""
@@ -216,31 +227,32 @@ class Beneath:
 
     def symlink(self, target: bytes, path: bytes) -> None:
         """Make ``path`` a symbolic link to ``target``, which is only text."""
-        with self.parent(path) as (directory, name):
-            os.symlink(target, name, dir_fd=directory)
+        directory, name = self.parent(path)
+        os.symlink(target, name, dir_fd=directory)
 
     def link(self, existing: bytes, path: bytes) -> None:
         """Give ``existing`` (itself, not what it may point to) the further name ``path``."""
-        with self.parent(existing) as (source, old), self.parent(path) as (directory, name):
-            os.link(old, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+        source, old = self.parent(existing)
+        directory, name = self.parent(path)
+        os.link(old, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
 
     def mknod(self, path: bytes, mode: int, device: int = 0) -> None:
         """Make a device node, FIFO or socket; ``mode`` includes the type."""
-        with self.parent(path) as (directory, name):
-            os.mknod(name, mode, device, dir_fd=directory)
+        directory, name = self.parent(path)
+        os.mknod(name, mode, device, dir_fd=directory)
 
     def unlink(self, path: bytes) -> None:
         """Remove a name that is no directory."""
-        with self.parent(path) as (directory, name):
-            os.unlink(name, dir_fd=directory)
+        directory, name = self.parent(path)
+        os.unlink(name, dir_fd=directory)
 
     def chown(self, path: bytes, uid: int, gid: int) -> None:
         """Set owner and group of ``path`` itself."""
         if not path:
             os.fchown(self._fd, uid, gid)
             return
-        with self.parent(path) as (directory, name):
-            os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+        directory, name = self.parent(path)
+        os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
 
     def chmod(self, path: bytes, mode: int) -> None:
         """Set the permission bits of ``path``, which is no symbolic link.
@@ -267,8 +279,8 @@ class Beneath:
         if not path:
             os.utime(self._fd, ns=(mtime_ns, mtime_ns))
             return
-        with self.parent(path) as (directory, name):
-            os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=directory, follow_symlinks=False)
+        directory, name = self.parent(path)
+        os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=directory, follow_symlinks=False)
 
     @contextmanager
     def _named(self, path: bytes) -> Iterator[bytes | int]:
@@ -276,8 +288,8 @@ class Beneath:
         if not path:
             yield b"/proc/self/fd/%d/." % self._fd
             return
-        with self.parent(path) as (directory, name):
-            yield b"/proc/self/fd/%d/" % directory + name
+        directory, name = self.parent(path)
+        yield b"/proc/self/fd/%d/" % directory + name
 
 
 def check(path: bytes) -> None:

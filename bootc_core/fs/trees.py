@@ -325,9 +325,10 @@ def write_tree(
         owners.clear()
     links: dict[tuple[int, object], bytes] = {}
     directories: list[tuple[bytes, Entry]] = []
-    with Beneath(target_dir) as root:
-        for path, (source, origin, entry) in items.items():
-            with atomic.mapped("write", target_dir / os.fsdecode(path)):
+    path = b""
+    try:
+        with Beneath(target_dir) as root:
+            for path, (source, origin, entry) in items.items():
                 if entry.kind == "d":
                     if path:
                         root.mkdir(path, 0o700)
@@ -340,9 +341,11 @@ def write_tree(
                         continue
                 if _create(root, path, source, origin, entry, owners):
                     _attributes(root, path, entry, owners)
-        for path, entry in reversed(directories):  # deepest first: children would touch times
-            with atomic.mapped("write", target_dir / os.fsdecode(path)):
+            for path, entry in reversed(directories):  # deepest first: children would touch times
                 _attributes(root, path, entry, owners)
+    except OSError as problem:
+        place = target_dir / os.fsdecode(path)
+        raise atomic.storage_error(problem, "write", place) from problem
 
 
 def _link(root: Beneath, first: bytes, path: bytes, owners: OwnerView | None) -> None:
@@ -362,7 +365,7 @@ def _create(
     entry: Entry,
     owners: OwnerView | None,
 ) -> bool:
-    """Make the name with its content; False if there is nothing on disk to give attributes to."""
+    """Make the name with its content; False if no attributes are left to be given."""
     if entry.kind == "l":
         root.symlink(entry.target, path)
     elif entry.kind == "f":
@@ -373,6 +376,9 @@ def _create(
                     view = memoryview(chunk)
                     while view:
                         view = view[os.write(descriptor, view) :]
+            if owners is None:
+                _give_attributes(descriptor, entry)
+                return False
         finally:
             os.close(descriptor)
     elif entry.kind in "bc" and owners is not None:
@@ -386,6 +392,19 @@ def _create(
         kinds = {"b": stat.S_IFBLK, "c": stat.S_IFCHR, "p": stat.S_IFIFO, "s": stat.S_IFSOCK}
         root.mknod(path, kinds[entry.kind] | 0o600, entry.rdev)
     return True
+
+
+def _give_attributes(descriptor: int, entry: Entry) -> None:
+    """As ``_attributes``, to an open file."""
+    os.fchown(descriptor, entry.uid, entry.gid)
+    for name, value in entry.xattrs:
+        try:
+            os.setxattr(descriptor, name, value)
+        except OSError as problem:
+            if name != LABEL or problem.errno not in {errno.ENOTSUP, errno.EPERM}:
+                raise
+    os.fchmod(descriptor, entry.mode)
+    os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
 def _attributes(root: Beneath, path: bytes, entry: Entry, owners: OwnerView | None) -> None:

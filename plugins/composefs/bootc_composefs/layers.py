@@ -65,7 +65,9 @@ class Layer:
     sizes: list[int] | None = None
 
 
-def known_layers(repository: Repository, diff_ids: Sequence[str]) -> dict[str, Layer]:
+def known_layers(
+    repository: Repository, diff_ids: Sequence[str], inventory: Mapping[str, int]
+) -> dict[str, Layer]:
     """Layers of the image that the repository has, whole. A damaged one does not count, so that it is fetched again."""
     found: dict[str, Layer] = {}
     for diff_id in dict.fromkeys(diff_ids):
@@ -78,7 +80,7 @@ def known_layers(repository: Repository, diff_ids: Sequence[str]) -> dict[str, L
             if problem.catalogue != "INT":
                 raise
             continue
-        sizes = [repository.size(name) or 0 for name in stream.object_refs]
+        sizes = [inventory.get(name.hex(), 0) for name in stream.object_refs]
         if (
             min(sizes, default=sink.LARGE_BYTES) > sink.INLINE_BYTES
         ):  # a power cut leaves empty files
@@ -209,7 +211,8 @@ async def import_missing(
     """
     diff_ids = image.config.rootfs.diff_ids
     descriptors = dict(zip(diff_ids, image.manifest.layers, strict=True))
-    layers = known_layers(repository, diff_ids)
+    inventory = repository.inventory()
+    layers = known_layers(repository, diff_ids, inventory)
     jobs = [
         LayerJob(descriptor, diff_id, LAYER_TYPES[descriptor.media_type])
         for diff_id, descriptor in descriptors.items()
@@ -240,7 +243,7 @@ async def import_missing(
         atomic.mkdir(directory, 0o700)
     for job in jobs:
         _drop_incomplete(repository, _layer_directory(staging, job.diff_id))
-    large = repository.large_objects(sink.LARGE_BYTES)
+    large = repository.large_objects(inventory, sink.LARGE_BYTES)
     results = await import_layers(
         image,
         jobs,

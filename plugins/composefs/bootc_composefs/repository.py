@@ -22,7 +22,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -161,18 +161,26 @@ class Repository:
             return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
-    def large_objects(self, above: int) -> dict[int, list[str]]:
-        """Digests in hex of all objects of more than ``above`` bytes, by size."""
-        found: dict[int, list[str]] = {}
+    def inventory(self) -> dict[str, int]:
+        """Bytes of every object by its digest in hex: one pass, cheaper than asking for each."""
+        found: dict[str, int] = {}
         with atomic.mapped("read", self._objects):
             for folder in os.listdir(self._objects):
                 if len(folder) != 2:
                     continue
                 with os.scandir(f"{self._objects}/{folder}") as listing:
                     for entry in listing:
-                        size = entry.stat(follow_symlinks=False).st_size
-                        if size > above and self.digest(folder + entry.name) is not None:
-                            found.setdefault(size, []).append(folder + entry.name)
+                        if entry.is_file(follow_symlinks=False):
+                            size = entry.stat(follow_symlinks=False).st_size
+                            found[folder + entry.name] = size
+        return found
+
+    def large_objects(self, inventory: Mapping[str, int], above: int) -> dict[int, list[str]]:
+        """Digests in hex of the objects of more than ``above`` bytes, by size."""
+        found: dict[int, list[str]] = {}
+        for hexed, size in inventory.items():
+            if size > above and self.digest(hexed) is not None:
+                found.setdefault(size, []).append(hexed)
         return found
 
     def open_object(self, digest: bytes) -> int:
