@@ -155,7 +155,9 @@ class Beneath:
             raise OSError(errno.EINVAL, "the root itself has no parent")
         descriptor = self._parents.pop(directory, None)
         if descriptor is None:
-            if len(self._parents) >= _PARENTS:  # the one used longest ago goes; two are in use at most
+            if (
+                len(self._parents) >= _PARENTS
+            ):  # the one used longest ago goes; two are in use at most
                 os.close(self._parents.pop(next(iter(self._parents))))
             descriptor = self.open_dir(directory)
         self._parents[directory] = descriptor

@@ -22,7 +22,7 @@ class Blocking:
     @hookimpl
     async def bootc_before_finalize(self, context):
         while self.armed:
-            time.sleep(0.01)
+            time.sleep(0.01)  # noqa: ASYNC251 - what must not be done is what this plugin does
 
 
 def run_in_child(work) -> tuple[int, str]:
@@ -42,7 +42,9 @@ def run_in_child(work) -> tuple[int, str]:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_plugin_that_blocks_is_ended_with_the_run_and_the_next_run_recovers(tmp_path, monkeypatch):
+def test_a_plugin_that_blocks_is_ended_with_the_run_and_the_next_run_recovers(
+    tmp_path, monkeypatch
+):
     plugin = Blocking()
     system = System(tmp_path, plugins={"blocking": plugin}, virtual_time=False)
     system.transport.images[OS] = make_image("1")

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs of one string
 """A plugin package that misbehaves in one way in every hook that may run in a child process."""
 
 from __future__ import annotations

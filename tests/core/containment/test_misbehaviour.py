@@ -1,4 +1,4 @@
-"""Eight kinds of misbehaviour in every hook that may run in a child: within the deadline, with the declared result, nothing left."""
+"""Eight kinds of misbehaviour in every hook that may run in a child: in time, with the declared result, nothing left."""
 
 from __future__ import annotations
 
@@ -115,7 +115,9 @@ def test_it_costs_its_deadline_and_nothing_else(place, made, kind, hook, monkeyp
 
         begin = time.monotonic()
         if kind == "babbles" and hook not in {"bootc_gate", "bootc_verify"}:
-            assert trio.run(call) is None  # what a participant says means nothing, in process or not
+            assert (
+                trio.run(call) is None
+            )  # what a participant says means nothing, in process or not
         elif policy == "closed":
             with pytest.raises(BootcError) as caught:
                 trio.run(call)
