@@ -26,7 +26,8 @@ async def pull(reference: str, sysroot: Path) -> int:
     image = await fetch(Path("/"), ImageReference.parse(reference))
     repository = Repository.open(sysroot / "composefs")
     diff_ids = image.config.rootfs.diff_ids
-    known = known_layers(repository, diff_ids)
+    inventory = repository.inventory()
+    known = known_layers(repository, diff_ids, inventory)
     jobs = [
         LayerJob(descriptor, diff_id, LAYER_TYPES[descriptor.media_type])
         for diff_id, descriptor in zip(diff_ids, image.manifest.layers, strict=True)
@@ -35,7 +36,7 @@ async def pull(reference: str, sysroot: Path) -> int:
     staging = sysroot / "pull-only"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    large = repository.large_objects(sink.LARGE_BYTES)
+    large = repository.large_objects(inventory, sink.LARGE_BYTES)
     results = await import_layers(
         image,
         jobs,
