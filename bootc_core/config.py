@@ -18,6 +18,10 @@
     fail-closed = ["NAME", ...]      # a failure of these stops, whatever they declare
     hold-bounds = ["NAME=72h", ...]  # how long a plugin may hold a run; 14 days are the default and the maximum
 
+    [events]
+    journal = "auto"                 # entries in the systemd journal: auto (for root), yes or no
+    metrics-file = "/var/lib/node_exporter/bootc.prom"   # OpenMetrics, written at the end of each run
+
 Files are read in order of their names; a file in /etc replaces the one of the same name in /usr/lib (a link to /dev/null masks it);
 later files win key by key. All problems of all files are told at once. Plain dataclasses: ``status`` reads them.
 """
@@ -44,6 +48,8 @@ class Config:
     fail_open: tuple[str, ...] = ()
     fail_closed: tuple[str, ...] = ()
     hold_bounds: tuple[str, ...] = ()
+    journal: str = "auto"
+    metrics_file: str | None = None
     max_rate: int | None = None
     max_bytes: int | None = None
     on_metered: str = "ignore"
@@ -61,6 +67,8 @@ _KEYS = {
     "plugins.in-process": ("in_process", "a list of strings"),
     "plugins.fail-open": ("fail_open", "a list of strings"),
     "plugins.fail-closed": ("fail_closed", "a list of strings"),
+    "events.journal": ("journal", "auto, yes or no"),
+    "events.metrics-file": ("metrics_file", "a string"),
     "plugins.hold-bounds": ("hold_bounds", "a list of NAME=HOURSh or NAME=DAYSd"),
 }
 
@@ -85,6 +93,8 @@ def _typed(value: Any, wanted: str) -> Any:
                 raise ValueError(wanted)  # noqa: TRY004 - as for every wrong value
             parse_bound(item)
         return tuple(value)
+    if wanted == "auto, yes or no" and value in ("auto", "yes", "no"):
+        return value
     if wanted == "ignore or refuse" and value in ("ignore", "refuse"):
         return value
     if wanted == "an amount":

@@ -16,7 +16,7 @@ from typing import TypeVar
 import trio
 
 from bootc_core import config as configs
-from bootc_core.cli import common, environment, forecast, transfers
+from bootc_core.cli import common, environment, forecast, outputs, transfers
 from bootc_core.engine import orchestrator, plan, sysroots
 from bootc_core.engine.notice import read_notice
 from bootc_core.engine.orchestrator import Outcome
@@ -180,7 +180,8 @@ def _observers(arguments: argparse.Namespace) -> list[tuple[str, Callable[..., N
             progress.observer(
                 sys.stderr, quiet=getattr(arguments, "quiet", False), terminal=terminal
             ),
-        )
+        ),
+        *outputs.observers(arguments),
     ]
 
 
@@ -221,6 +222,7 @@ def switch(arguments: argparse.Namespace) -> int:
             str(reference),
             mode,
             reason=arguments.reason,
+            override=arguments.override_holds,
         ) as (run, host):
             target = plan.plan_switch(
                 reference,
@@ -276,6 +278,7 @@ def upgrade(arguments: argparse.Namespace) -> int:
             str(target.reference),
             _target_signature(target, seen),
             reason=arguments.reason,
+            override=arguments.override_holds,
         ) as (run, host):
             # planned again under the lock: another run may have changed the host meanwhile
             target = plan.plan_upgrade(host, _mode(host), arguments.tag)
@@ -292,7 +295,13 @@ async def _from_downloaded(
     arguments: argparse.Namespace, plugins: Plugins, storage: Storage
 ) -> int:
     async with orchestrator.transaction(
-        plugins, storage, _observers(arguments), Operation.UPGRADE, "", reason=arguments.reason
+        plugins,
+        storage,
+        _observers(arguments),
+        Operation.UPGRADE,
+        "",
+        reason=arguments.reason,
+        override=arguments.override_holds,
     ) as (run, host):
         notice = read_notice(storage)
         if notice is None:

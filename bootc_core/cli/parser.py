@@ -61,10 +61,31 @@ def _sysroot(command: argparse.ArgumentParser) -> None:
         type=Path,
         help="take policy, registries, hooks and settings from DIR (default: /)",
     )
+    _selecting(command)
+
+
+def _selecting(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--no-plugin",
+        action="append",
+        metavar="NAME",
+        help="leave this plugin out, once (for good: [plugins] blocked)",
+    )
+    command.add_argument(
+        "--safe-mode",
+        action="store_true",
+        help="built-in plugins only, no site hooks, no settings files",
+    )
 
 
 def _deploying(command: argparse.ArgumentParser) -> None:
     command.add_argument("--quiet", action="store_true", help="hide progress bars")
+    command.add_argument(
+        "--override-holds", default="", metavar="REASON", help="go on although gates ask to wait"
+    )
+    command.add_argument(
+        "--progress-fd", type=int, metavar="FD", help="write progress as JSON lines to this pipe"
+    )
     command.add_argument("--reason", default="", help="free text that hooks and the journal see")
     command.add_argument(
         "--max-rate", metavar="RATE", help="bytes a second of all downloads together, e.g. 5M"
@@ -196,7 +217,35 @@ def _plugins(command: argparse.ArgumentParser) -> None:
     listing.add_argument(
         "--config-root", metavar="DIR", type=Path, help="take settings from DIR (default: /)"
     )
+    listing.add_argument(
+        "--order", action="store_true", help="per hook: who is called when, and why"
+    )
+    _selecting(listing)
     listing.set_defaults(run="bootc_core.cli.plugins:list_plugins", command="plugins list")
+
+
+def _hooks(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
+    listing = actions.add_parser(
+        "list", help="which run, in which order", description="List the hooks of this site."
+    )
+    running = actions.add_parser(
+        "run", help="rehearse them", description="Run hooks outside of a run."
+    )
+    running.add_argument("point", metavar="PHASE", help="a phase, or a point such as gate")
+    running.add_argument("--dry-run", action="store_true", help="with a context that says so")
+    for one, function in ((listing, "list_hooks"), (running, "run_hooks")):
+        one.add_argument(
+            "--config-root", metavar="DIR", type=Path, help="take hooks from DIR (default: /)"
+        )
+        _selecting(one)
+        one.set_defaults(run=f"bootc_core.cli.hooks:{function}", command="hooks")
+
+
+def _why_not(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="machine form")
+    _sysroot(command)
+    command.set_defaults(run="bootc_core.cli.blockers:show", command="why-not")
 
 
 def _config(command: argparse.ArgumentParser) -> None:
@@ -304,7 +353,9 @@ _COMMANDS = (
     ("status", (), "Show what is staged, booted, and kept for rollback.", _status),
     ("trust", (), "Say whose signatures count, and why images were accepted.", _trust),
     ("config", (), "Show the settings in force.", _config),
-    ("plugins", (), "Show the plugins.", _plugins),
+    ("why-not", (), "Show everything that stands against an update now.", _why_not),
+    ("plugins", (), "Show, begin and prove plugins.", _plugins),
+    ("hooks", (), "Show and rehearse the hooks of this site.", _hooks),
     ("completion", (), "Print a completion script for a shell.", _completion),
 )
 

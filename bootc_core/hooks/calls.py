@@ -11,7 +11,7 @@ import pluggy
 
 from bootc_core import limits
 from bootc_core.errors import BootcError, HookError, PluginError, printable
-from bootc_core.hooks import dispatch
+from bootc_core.hooks import dispatch, specs
 from bootc_core.hooks.manager import Plugins
 from bootc_core.models.boot import BootPlan
 from bootc_core.models.context import Context, Phase
@@ -238,6 +238,15 @@ class Hooks:
                 )
             if made is not None:
                 found.append(_contained(plugin, cast("Around", made)))
+        return found
+
+    def order(self) -> list[tuple[str, list[str]]]:
+        """Every hook that somebody has, in lifecycle order, with the plugins in call order."""
+        found = []
+        for hook in (name for name in vars(specs) if name.startswith("bootc_")):
+            names = [one.plugin_name for one in dispatch.implementations(self._caller(hook))]
+            if names:
+                found.append((hook, names))
         return found
 
     def observers(self) -> list[tuple[str, Callable[[Event], None]]]:
