@@ -6,8 +6,7 @@
     dsseEnvelope            payload (in-toto statement), payloadType, one signature
     messageSignature        one signature over the manifest's bytes
 
-Signed by a key: checked here. By a certificate: the form is checked here and the rest by the ``sigstore`` package
-(an extra), against a trusted root that the policy names; nothing is fetched. The statement names digests, no repository, so
+Signed by a key: checked here. By a certificate: ``keyless`` does that. The statement names digests, no repository, so
 the policy itself has to say whose signatures count for which repository.
 """
 
@@ -18,7 +17,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import Field
 
@@ -28,7 +27,6 @@ from bootc_core.models.base import TrustModel
 from bootc_signing import certificates, rekor
 from bootc_signing.claims import (
     SIGN_PREDICATE,
-    CannotCheck,
     Claim,
     Rejected,
     checked,
@@ -36,12 +34,10 @@ from bootc_signing.claims import (
     parse_statement,
     strict_json,
 )
-from bootc_signing.cosign import Authority, pick_identity
-from bootc_signing.keys import PublicKey, missing, wrap
+from bootc_signing.keys import PublicKey
 
 if TYPE_CHECKING:
-    from cryptography.x509 import Certificate
-    from sigstore.models import TrustedRoot
+    pass
 
 V3: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 OLD: Final = tuple(
@@ -202,16 +198,16 @@ def by_key(
         raise Rejected("wrong-key", f"it is signed by key {printable(hint.hint, 60)!r}, not ours")
     if bundle.envelope is not None:
         key, signature, payload, predicate = _open(bundle.envelope, subject.digest, wanted)
-        logged = payload
+        content = payload
     else:
         key, signature = _message(bundle, subject, wanted)
-        predicate, logged = SIGN_PREDICATE, subject.raw
+        predicate, content = SIGN_PREDICATE, subject.raw
     facts: tuple[tuple[str, str], ...] = (("key", key.fingerprint), ("layout", "bundle"))
     time = None
     if logs:
-        entry = _logged(bundle, logs, now)
+        entry = logged(bundle, logs, now)
         dsse = bundle.envelope is not None
-        rekor.check_entry(entry.body, signature, [key.spki], data=logged, dsse=dsse)
+        rekor.check_entry(entry.body, signature, [key.spki], data=content, dsse=dsse)
         time = entry.time
         facts = (*facts, ("log entry", f"{entry.index} of log {entry.log[:16]}"))
         if time is not None:
@@ -283,8 +279,12 @@ def _by_any(keys: Sequence[PublicKey], signature: bytes, data: bytes) -> PublicK
     raise Rejected("bad-signature", f"the signature is not valid by {names}")
 
 
-def _logged(bundle: _Bundle, logs: Sequence[PublicKey], now: datetime) -> rekor.Entry:
-    """The verified log entry; promise and proof both count where they are there, one of them has to be."""
+def logged(bundle: _Bundle, logs: Sequence[PublicKey], now: datetime) -> rekor.Entry:
+    """The verified log entry; promise and proof both count where they are there, one of them has to be.
+
+    Raises:
+        Rejected: none, or one that none of ``logs`` vouches for.
+    """
     if len(bundle.material.entries) != 1:
         raise Rejected(
             "no-promise",
@@ -314,152 +314,3 @@ def _logged(bundle: _Bundle, logs: Sequence[PublicKey], now: datetime) -> rekor.
     elif entry.promise is None or bundle.media_type != OLD[0]:
         raise Rejected("no-proof", "its log entry has no proof of inclusion")
     return rekor.Entry(body, index, time, log)
-
-
-# --- certificates, by the sigstore package --------------------------------------------------------
-
-
-def load_trusted_root(data: bytes, what: str) -> TrustedRoot:
-    """A trusted root file for ``by_identity``.
-
-    Raises:
-        CannotCheck: damaged, or the ``sigstore`` package is missing.
-    """
-    try:
-        from sigstore.models import TrustedRoot
-    except ImportError as problem:
-        raise missing("keyless", problem) from None
-    import tempfile
-
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:  # it reads paths only
-        file.write(data)
-        file.flush()
-        try:
-            return TrustedRoot.from_file(file.name)
-        except Exception as problem:  # of a foreign parser: many kinds
-            raise CannotCheck(
-                f"{what} is no trusted root: {printable(str(problem), 120)}"
-            ) from None
-
-
-def authority(
-    data: bytes, what: str, identity: str, issuer: str
-) -> tuple[Authority, list[PublicKey]]:
-    """The same file for cosign's classic layout: authorities and log keys, each with the time in which it counts.
-
-    Raises:
-        CannotCheck: damaged, or a package is missing.
-    """
-    try:
-        from cryptography import x509
-        from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
-    except ImportError as problem:
-        raise missing("signing", problem) from None
-    windows: dict[bytes, tuple[int, int]] = {}
-    roots: list[Certificate] = []
-    helpers: list[Certificate] = []
-    logs: list[PublicKey] = []
-    try:
-        document = strict_json(data, what)
-        for item in document.get("certificateAuthorities", ()):
-            for entry in item["certChain"]["certificates"]:
-                found = x509.load_der_x509_certificate(decode_base64(entry["rawBytes"], what))
-                windows[found.public_bytes(Encoding.DER)] = _window(item.get("validFor", {}))
-                (roots if found.issuer == found.subject else helpers).append(found)
-        for item in document.get("tlogs", ()):
-            public = item["publicKey"]
-            loaded = load_der_public_key(decode_base64(public["rawBytes"], what))
-            key = wrap(loaded, f"a log key of {what}")
-            windows[key.spki] = _window(public.get("validFor", {}))
-            logs.append(key)
-    except (KeyError, TypeError, ValueError, AttributeError, Rejected) as problem:
-        raise CannotCheck(f"{what} is no trusted root: {printable(str(problem), 120)}") from None
-    made = Authority(
-        tuple(roots), tuple(helpers), issuer=issuer, identity=identity, windows=windows
-    )
-    return made, logs
-
-
-def _window(value: dict[str, str]) -> tuple[int, int]:
-    first, last = value.get("start"), value.get("end")
-    return (
-        int(datetime.fromisoformat(first).timestamp()) if first else 0,
-        int(datetime.fromisoformat(last).timestamp()) if last else 2**62,
-    )
-
-
-def by_identity(
-    data: bytes, subject: Subject, root: TrustedRoot, pattern: str, issuer: str
-) -> Claim:
-    """What a bundle says, signed by an identity that ``issuer`` vouched for, under the trusted root.
-
-    Args:
-        data: the bundle.
-        subject: what has to be signed.
-        root: authorities, logs and clocks that count.
-        pattern: the identity, as trust policies write it.
-        issuer: exactly.
-
-    Raises:
-        Rejected: not acceptable.
-    """
-    bundle = parse(data)
-    if bundle.material.public_key is not None:
-        raise Rejected("wrong-key", "it is signed by a bare key, and the policy names an identity")
-    identity = pick_identity(_leaf(bundle.material), pattern)
-    payload, kind, entry = _by_sigstore(data, subject, root, identity, issuer)
-    predicate = SIGN_PREDICATE
-    if bundle.envelope is not None:
-        predicate = parse_statement(payload, kind, subject.digest)
-    time = int(entry.integrated_time) if entry.integrated_time else None
-    index = printable(str(entry.log_index), 20)
-    log = bytes(entry.log_id.key_id).hex()[:16]
-    facts = [("identity", f"{identity} ({issuer})"), ("layout", "bundle")]
-    facts.append(("log entry", f"{index} of log {log}"))
-    if time is not None:
-        facts.append(("logged", f"{certificates.instant(time):%Y-%m-%dT%H:%M:%SZ}"))
-    return Claim(
-        subject.digest,
-        f"identity {identity} ({issuer})",
-        predicate=predicate,
-        time=time,
-        facts=tuple(facts),
-    )
-
-
-def _leaf(material: _Material) -> Certificate:
-    from cryptography import x509
-
-    chosen = material.certificate or (material.chain.certificates[0] if material.chain else None)
-    assert chosen is not None  # noqa: S101 - the parser counted
-    try:
-        return x509.load_der_x509_certificate(decode_base64(chosen.raw, "the certificate"))
-    except ValueError:
-        raise Rejected("bad-certificate", "its certificate is malformed") from None
-
-
-def _by_sigstore(
-    data: bytes, subject: Subject, root: TrustedRoot, identity: str, issuer: str
-) -> tuple[bytes, str, Any]:
-    """Payload, its type, and the log entry, all verified."""
-    from sigstore.errors import Error
-    from sigstore.models import Bundle
-    from sigstore.verify import Verifier
-    from sigstore.verify.policy import Identity
-
-    try:
-        foreign = Bundle.from_json(data)
-        verifier = Verifier(trusted_root=root)
-        policy = Identity(identity=identity, issuer=issuer)
-        if foreign._dsse_envelope is not None:
-            kind, payload = verifier.verify_dsse(foreign, policy)
-        else:
-            kind, payload = "", b""
-            verifier.verify_artifact(subject.raw, foreign, policy)
-    except Error as problem:
-        raise Rejected("not-verified", printable(str(problem), 200)) from None
-    except Exception as problem:  # hostile input reaches parsers that raise what they like
-        raise Rejected(
-            "bad-document", f"{type(problem).__name__}: {printable(str(problem), 160)}"
-        ) from None
-    return payload, kind, foreign.log_entry._inner

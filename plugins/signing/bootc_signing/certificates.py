@@ -8,12 +8,14 @@ time comes from a log or timestamp, never from the certificate.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from bootc_core.errors import printable
-from bootc_signing.claims import CannotCheck, Rejected
+from bootc_signing.claims import CannotCheck, Rejected, decode_base64
 from bootc_signing.keys import RSA_BITS, missing
 
 if TYPE_CHECKING:
@@ -23,6 +25,27 @@ T = TypeVar("T")
 DEPTH: Final = 4
 _ISSUER: Final = "1.3.6.1.4.1.57264.1.1"  # raw text
 _ISSUER_V2: Final = "1.3.6.1.4.1.57264.1.8"  # DER UTF8String
+
+
+@contextmanager
+def parsing() -> Iterator[None]:
+    """Turn what ``cryptography`` raises for hostile certificates, some of it only when a field is read, into ``Rejected``."""
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    try:
+        yield
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        UnsupportedAlgorithm,
+        x509.InvalidVersion,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ) as problem:
+        text = printable(str(problem), 120)
+        raise Rejected("bad-certificate", f"its certificate is malformed: {text}") from None
 
 
 def load(pem: bytes, what: str) -> list[Certificate]:
@@ -36,9 +59,15 @@ def load(pem: bytes, what: str) -> list[Certificate]:
     except ImportError as problem:
         raise missing("signing", problem) from None
     try:
-        return x509.load_pem_x509_certificates(pem)
-    except ValueError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a number that is refused below
+            found = x509.load_pem_x509_certificates(pem)
+            positive = all(certificate.serial_number > 0 for certificate in found)
+    except (ValueError, x509.InvalidVersion):
         raise CannotCheck(f"{what} holds no certificate in PEM form") from None
+    if not positive:
+        raise CannotCheck(f"{what} has a certificate without a positive number")
+    return found
 
 
 def load_claimed(pem: str, what: str) -> list[Certificate]:
@@ -53,6 +82,8 @@ def load_claimed(pem: str, what: str) -> list[Certificate]:
     )
     if "".join(blocks) != pem.lstrip("\n") or not blocks or len(blocks) > DEPTH + 1:
         raise Rejected("bad-certificate", f"{what} is not a certificate in PEM form")
+    for block in blocks:  # one text for one certificate
+        decode_base64("".join(block.strip().split("\n")[1:-1]), what)
     try:
         return load(pem.encode(), what)
     except CannotCheck as problem:

@@ -124,6 +124,13 @@ def by_certificate(
         Rejected: not acceptable.
         CannotCheck: a package is missing.
     """
+    with certificates.parsing():
+        return _by_certificate(attachment, authority, logs, now)
+
+
+def _by_certificate(
+    attachment: Attachment, authority: Authority, logs: Sequence[PublicKey], now: datetime
+) -> Claim:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     signature = _signature(attachment)

@@ -16,6 +16,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from bootc_core.oci.signatures import is_openpgp
 from bootc_signing.claims import CannotCheck, Claim, Rejected, parse_payload
 
 _TIMEOUT_S: Final = 20.0
+_FUTURE_S: Final = 24 * 3600  # clocks of people who sign are not always right
 _STATUS: Final = re.compile(rb"^\[GNUPG:\] ([A-Z_0-9]+) ?(.*)$", re.MULTILINE)
 _FPR: Final = re.compile(r"[0-9A-F]{40}|[0-9A-F]{64}")
 _WEAK_HASHES: Final = {"1": "MD5", "2": "SHA-1", "3": "RIPEMD-160"}
@@ -133,8 +135,13 @@ def make_ring(files: list[tuple[str, bytes]]) -> bytes:
     return b"".join(rings)
 
 
-def verify(message: bytes, ring: bytes) -> Claim:
+def verify(message: bytes, ring: bytes, now: datetime) -> Claim:
     """What a signed message says, valid by a key of ``ring``.
+
+    Args:
+        message: the signature.
+        ring: binary keyring.
+        now: this host's time; signatures of the future do not count.
 
     Raises:
         Rejected: not acceptable.
@@ -164,6 +171,11 @@ def verify(message: bytes, ring: bytes) -> Claim:
         if (place / "payload").exists():
             payload = (place / "payload").read_bytes()[: limits.SIGNATURE_BYTES + 1]
     fingerprint, primary, made = parse_status(done.stderr, done.returncode, ring_keys(ring))
+    if made > now.timestamp() + _FUTURE_S:
+        raise Rejected(
+            "future-time",
+            f"it says it was made at {made}, which is in the future (seconds since 1970)",
+        )
     digest, reference = parse_payload(payload, "openpgp")
     return Claim(
         digest=digest,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from bootc_core.errors import BootcError
 from bootc_core.models.image import Attachment
 from bootc_core.models.reference import ImageReference
 from bootc_core.oci.signatures import OPENPGP
@@ -96,6 +97,10 @@ def first_good(
             reasons.append(str(problem))
         except CannotCheck as problem:
             cannot = cannot or problem
+        except BootcError:
+            raise
+        except Exception as problem:  # one hostile signature must not hide a good one
+            reasons.append(f"it is malformed ({type(problem).__name__})")
     if cannot is not None:
         return Result(False, reasons=(str(cannot),), could_check=False, hint=cannot.hint)
     return Result(False, reasons=tuple(reasons) or (nothing,))
@@ -130,7 +135,7 @@ def _signed_by(
     ring = openpgp.make_ring(world.sources(paths, [requirement.key_data]))
 
     def check(item: Attachment) -> Claim:
-        claim = check_digest(openpgp.verify(item.payload, ring), found.subject.digest)
+        claim = check_digest(openpgp.verify(item.payload, ring, world.now()), found.subject.digest)
         check_identity(claim.reference, requirement.signed_identity, reference)
         return claim
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from bootc_core.models.image import Attachment, PolicyAnswer
 from bootc_core.oci.signatures import OPENPGP
-from bootc_signing import bundle, cosign, memory, openpgp
+from bootc_signing import bundle, cosign, keyless, memory, openpgp
 from bootc_signing.bundle import Subject
 from bootc_signing.claims import SIGN_PREDICATE, CannotCheck, Claim, Rejected, check_digest
 from bootc_signing.keys import PublicKey, parse_public_key
@@ -136,7 +136,7 @@ class State:
                 f"gpg {signer.gpg}",
                 lambda: openpgp.make_ring(self.world.sources([signer.gpg])),
             )
-            return openpgp.verify(item.payload, ring)
+            return openpgp.verify(item.payload, ring, self.world.now())
         if signer.key is not None:
             return self._by_key(signer, item, subject)
         return self._by_identity(signer, item, subject)
@@ -165,15 +165,15 @@ class State:
         if item.media_type == cosign.MEDIA_TYPE:
             made: tuple[cosign.Authority, list[PublicKey]] = self.world.cached(
                 f"authority {path} {identity} {issuer}",
-                lambda: bundle.authority(self.world.read(path), path, identity, issuer),
+                lambda: keyless.authority(self.world.read(path), path, identity, issuer),
             )
             return cosign.by_certificate(item, made[0], made[1], self.world.now())
         if item.media_type == bundle.ENVELOPE:
             raise Rejected("no-certificate", "a bare envelope names no identity")
         root: Any = self.world.cached(
-            f"root {path}", lambda: bundle.load_trusted_root(self.world.read(path), path)
+            f"root {path}", lambda: keyless.load_trusted_root(self.world.read(path), path)
         )
-        return bundle.by_identity(item.payload, subject, root, identity, issuer)
+        return keyless.by_identity(item.payload, subject, root, identity, issuer, self.world.now())
 
     # --- enough?
 

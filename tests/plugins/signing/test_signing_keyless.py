@@ -8,7 +8,7 @@ import hashlib
 import json
 
 import pytest
-from bootc_signing import bundle, certificates, cosign, rekor
+from bootc_signing import certificates, cosign, keyless, rekor
 from bootc_signing.bundle import Subject
 from bootc_signing.claims import CannotCheck, Rejected
 from bootc_signing.keys import parse_public_key
@@ -49,16 +49,16 @@ def key():
 
 @pytest.fixture(scope="module")
 def root(authority):
-    return bundle.load_trusted_root(authority.trusted_root(), "the test's root")
+    return keyless.load_trusted_root(authority.trusted_root(), "the test's root")
 
 
 def by_identity(data, root, identity=IDENTITY, issuer=ISSUER, subject=SUBJECT):
     raw = data if isinstance(data, bytes) else json.dumps(data).encode()
-    return bundle.by_identity(raw, subject, root, identity, issuer)
+    return keyless.by_identity(raw, subject, root, identity, issuer, NOW)
 
 
 def classically(attachment, authority, identity=IDENTITY, issuer=ISSUER):
-    made, logs = bundle.authority(authority.trusted_root(), "root", identity, issuer)
+    made, logs = keyless.authority(authority.trusted_root(), "root", identity, issuer)
     return cosign.by_certificate(attachment, made, logs, NOW)
 
 
@@ -113,7 +113,7 @@ def test_another_authority_log_or_certificate_log_does_not_count(authority, key)
             wrong.root, wrong.ca = authority.root, authority.ca
         data = authority.bundle(statement(DIGEST), authority.certificate(key), key)
         with pytest.raises(Rejected) as caught:
-            by_identity(data, bundle.load_trusted_root(wrong.trusted_root(), "root"))
+            by_identity(data, keyless.load_trusted_root(wrong.trusted_root(), "root"))
         assert str(caught.value)
 
 
@@ -194,10 +194,10 @@ def test_the_entry_is_about_another_signature(authority, key, root):
 def test_a_damaged_trusted_root_cannot_be_used():
     for data in (b"", b"{}", b'{"mediaType": "x"}', b"\xff"):
         with pytest.raises(CannotCheck):
-            bundle.load_trusted_root(data, "root")
+            keyless.load_trusted_root(data, "root")
     for data in (b"", b'{"tlogs": [{}]}', b'{"certificateAuthorities": 5}'):
         with pytest.raises(CannotCheck):
-            bundle.authority(data, "root", "a@b", "x")
+            keyless.authority(data, "root", "a@b", "x")
 
 
 # --- cosign's classic layout ----------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_inclusion_proofs_of_every_entry(size):
 def test_a_retired_log_key_does_not_count_later(authority, key):
     document = json.loads(authority.trusted_root())
     document["tlogs"][0]["publicKey"]["validFor"]["end"] = "2026-03-01T00:00:00Z"
-    made, logs = bundle.authority(json.dumps(document).encode(), "root", IDENTITY, ISSUER)
+    made, logs = keyless.authority(json.dumps(document).encode(), "root", IDENTITY, ISSUER)
     attachment = authority.classic(payload(DIGEST, REFERENCE), authority.certificate(key), key)
     with pytest.raises(Rejected) as caught:
         cosign.by_certificate(attachment, made, logs, NOW)
@@ -369,7 +369,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch, authority):
 
     monkeypatch.setitem(sys.modules, "sigstore.models", None)
     with pytest.raises(CannotCheck) as caught:
-        bundle.load_trusted_root(authority.trusted_root(), "root")
+        keyless.load_trusted_root(authority.trusted_root(), "root")
     assert "bootc[keyless]" in str(caught.value.hint)
     monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
     with pytest.raises(CannotCheck) as caught:
