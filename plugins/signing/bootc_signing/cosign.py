@@ -136,7 +136,9 @@ def _by_certificate(
     signature = _signature(attachment)
     if (pem := attachment.annotations.get(_CERTIFICATE)) is None:
         raise Rejected("no-certificate", "it carries no certificate")
-    leaf = certificates.load_claimed(pem, "its certificate")[0]
+    leaf, *more = certificates.load_claimed(pem, "its certificate")
+    if more:
+        raise Rejected("bad-certificate", "it carries several certificates where one belongs")
     chain = attachment.annotations.get(_CHAIN)
     intermediates = certificates.load_claimed(chain, "its chain") if chain else []
     at, time = now, None
