@@ -222,6 +222,19 @@ def _plugins(command: argparse.ArgumentParser) -> None:
     )
     _selecting(listing)
     listing.set_defaults(run="bootc_core.cli.plugins:list_plugins", command="plugins list")
+    new = actions.add_parser(
+        "new", help="begin a plugin package", description="Write a plugin package with tests."
+    )
+    new.add_argument("name", metavar="NAME", help="of the plugin: lower-case letters, digits, _")
+    new.add_argument("--directory", metavar="DIR", type=Path, help="where to (default: ./NAME)")
+    new.set_defaults(run="bootc_core.testing.authors:new", command="plugins new")
+    check = actions.add_parser(
+        "check",
+        help="prove a plugin package",
+        description="Run the contract suites on a package and print a certificate (JSON).",
+    )
+    check.add_argument("package", metavar="PACKAGE", type=Path, help="directory with its project")
+    check.set_defaults(run="bootc_core.testing.authors:check", command="plugins check")
 
 
 def _hooks(command: argparse.ArgumentParser) -> None:
