@@ -97,8 +97,17 @@ def verify_chain(
     intermediates: Sequence[Certificate],
     roots: Sequence[Certificate],
     at: datetime,
+    *,
+    need_usage: bool = True,
 ) -> None:
     """Nothing if ``leaf`` signs code, and leads to one of ``roots``, all of them valid at the time ``at``.
+
+    Args:
+        leaf: the certificate that signed.
+        intermediates: authorities in between.
+        roots: authorities that are trusted.
+        at: when it has to hold.
+        need_usage: a certificate that says nothing about its use does not count (private authorities leave it out).
 
     Raises:
         Rejected: says what is wrong.
@@ -115,7 +124,8 @@ def verify_chain(
     if usage is not None and not usage.digital_signature:
         raise Rejected("bad-certificate", "the certificate is not for signatures")
     extended = _extension(leaf, x509.ExtendedKeyUsage)
-    if extended is None or ExtendedKeyUsageOID.CODE_SIGNING not in extended:
+    unlimited = extended is None and not need_usage
+    if not unlimited and (extended is None or ExtendedKeyUsageOID.CODE_SIGNING not in extended):
         raise Rejected("bad-certificate", "the certificate is not for signing code")
     problems: list[str] = []
     if not _reaches(leaf, intermediates, roots, at, 0, problems):

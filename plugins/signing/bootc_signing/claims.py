@@ -90,6 +90,15 @@ def decode_base64(text: str, what: str) -> bytes:
     return data
 
 
+def unwrap_base64(text: str) -> str:
+    """``text`` on one line, if it was wrapped as ``base64`` and ``openssl`` wrap it; anything else as it is."""
+    lines = text.removesuffix("\n").split("\n")
+    widths = {len(line) for line in lines[:-1]}
+    if len(lines) > 1 and widths in ({64}, {76}) and 0 < len(lines[-1]) <= max(widths):
+        return "".join(lines)
+    return text
+
+
 def strict_json(data: bytes, what: str) -> Any:
     """The value of a strict JSON document.
 

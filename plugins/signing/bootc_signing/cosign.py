@@ -18,7 +18,14 @@ from bootc_core import limits
 from bootc_core.errors import printable
 from bootc_core.models.image import Attachment
 from bootc_signing import certificates, rekor
-from bootc_signing.claims import CannotCheck, Claim, Rejected, decode_base64, parse_payload
+from bootc_signing.claims import (
+    CannotCheck,
+    Claim,
+    Rejected,
+    decode_base64,
+    parse_payload,
+    unwrap_base64,
+)
 from bootc_signing.keys import PublicKey, wrap
 from bootc_signing.trust import matches
 
@@ -64,7 +71,7 @@ def _signature(attachment: Attachment) -> bytes:
         raise Rejected("no-signature", "it carries no signature")
     if len(attachment.payload) > limits.SIGNATURE_BYTES:
         raise Rejected("too-large", f"it has {len(attachment.payload)} bytes")
-    return decode_base64(text, "the signature")
+    return decode_base64(unwrap_base64(text), "the signature")
 
 
 def _entry(attachment: Attachment, logs: Sequence[PublicKey], now: datetime) -> rekor.Entry:
@@ -157,7 +164,8 @@ def _by_certificate(
             tuple(item for item in some if authority.counts(item.public_bytes(Encoding.DER), time))
             for some in (roots, helpers)
         )
-    certificates.verify_chain(leaf, [*intermediates, *helpers], roots, at)
+    fulcio = authority.issuer is not None
+    certificates.verify_chain(leaf, [*intermediates, *helpers], roots, at, need_usage=fulcio)
     named = check_names(leaf, authority)
     try:
         key = wrap(leaf.public_key(), "the certificate's key")

@@ -168,7 +168,10 @@ class SignedBy(TrustModel):
     """One simple-signing signature is valid by an OpenPGP key of the ring, identity included."""
 
     type: Literal["signedBy"]
-    key_type: Literal["GPGKeys"] = Field(alias="keyType")
+    # the format knows the others, and no tool has ever implemented them: such a requirement never passes
+    key_type: Literal["GPGKeys", "signedByGPGKeys", "X509Certificates", "signedByX509CAs"] = Field(
+        alias="keyType"
+    )
     key_path: Text | None = Field(alias="keyPath", default=None)
     key_paths: Texts | None = Field(alias="keyPaths", default=None)
     key_data: Data | None = Field(alias="keyData", default=None)

@@ -54,6 +54,7 @@ def answer(value, reference, mode=SignatureMode.POLICY):
         GPG,
         {"type": "signedBy", "keyType": "GPGKeys", "keyPaths": ["/a", "/b"]},
         {"type": "signedBy", "keyType": "GPGKeys", "keyData": "bm9uc2Vuc2U="},
+        {**GPG, "keyType": "X509Certificates"},
         SIGSTORE,
         {"type": "sigstoreSigned", "keyData": "bm9uc2Vuc2U="},
         {"type": "sigstoreSigned", "keyDatas": ["bm9uc2Vuc2U=", "bm9u"]},
@@ -89,7 +90,7 @@ def test_valid_requirements(requirement):
         ({"type": "reject", "x": 1}, "default.0.reject.x", "not permitted"),
         ({"type": "insecureAcceptAnything", "keyPath": "/a"}, "keyPath", "not permitted"),
         ({"type": "signedBy", "keyPath": "/a"}, "keyType", "required"),
-        ({**GPG, "keyType": "X509Certificates"}, "keyType", "GPGKeys"),
+        ({**GPG, "keyType": "PGPKeys"}, "keyType", "GPGKeys"),
         ({"type": "signedBy", "keyType": "GPGKeys"}, "signedBy", "has none"),
         ({**GPG, "keyData": "bm9u"}, "signedBy", "has keyPath, keyData"),
         ({**GPG, "keyPath": ""}, "keyPath", "at least 1 character"),
@@ -305,6 +306,11 @@ def test_reject():
         ),
         ({"type": "sigstoreSigned", "pki": PKI}, "sigstoreSigned with a@b", "no file /ca"),
         ({"type": "sigstoreSigned", "keyData": "bm9u"}, "sigstoreSigned", "not one public key"),
+        (
+            {**GPG, "keyType": "signedByX509CAs"},
+            "signedBy with /etc/pki/acme.gpg",
+            "not implemented",
+        ),
     ],
 )
 def test_s01_without_its_key_a_requirement_cannot_be_checked_and_refuses(requirement, named, why):
