@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 run="python3 python3-venv ca-certificates"
 serve="$run skopeo docker-registry"
 demo="$run mmdebstrap skopeo docker-registry zstd"
-test="$demo ostree podman umoci erofs-utils e2fsprogs dosfstools mtools gnupg strace git attr libcap2-bin make systemd"
+test="$demo ostree podman umoci erofs-utils e2fsprogs dosfstools mtools gnupg strace git attr libcap2-bin make systemd etcd-server"
 bench="$demo e2fsprogs"
 }
 case ${1:-run} in

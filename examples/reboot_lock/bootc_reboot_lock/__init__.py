@@ -1,0 +1,1 @@
+"""Hosts of a fleet switch one at a time, in a maintenance window."""
