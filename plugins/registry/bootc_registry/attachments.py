@@ -220,11 +220,11 @@ def read_lookaside(
     base = f"{section.lookaside.rstrip('/')}/{name.path}@{digest.replace(':', '=')}"
     found = []
     for number in range(1, limits.SIGNATURES + 2):
-        _check_count(number - 1, what)
         url = f"{base}/signature-{number}"
         data = _read_url(url, budget, what, pool)
         if data is None:
             break
+        _check_count(number, what)
         found.append(parse_blob(data, url))
     return tuple(found)
 
