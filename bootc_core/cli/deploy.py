@@ -16,15 +16,23 @@ from typing import TypeVar
 import trio
 
 from bootc_core import config as configs
-from bootc_core.cli import common, environment, forecast, outputs, transfers
+from bootc_core.cli import common, environment, forecast, outputs, transfers, trust
 from bootc_core.engine import orchestrator, plan, sysroots
 from bootc_core.engine.notice import read_notice
 from bootc_core.engine.orchestrator import Outcome
 from bootc_core.engine.sysroots import Storage
-from bootc_core.errors import BootcError, StorageError, TransactionError, UsageError, printable
+from bootc_core.engine.transaction import judge
+from bootc_core.errors import (
+    BootcError,
+    StorageError,
+    TransactionError,
+    UsageError,
+    VerificationError,
+    printable,
+)
 from bootc_core.hooks.calls import Hooks
 from bootc_core.hooks.manager import Plugins
-from bootc_core.models.context import Operation, SignatureMode
+from bootc_core.models.context import Context, Operation, Phase, SignatureMode
 from bootc_core.models.host import HostStatus
 from bootc_core.models.image import FetchedImage
 from bootc_core.models.oci import Manifest, RawDocument, parse_manifest
@@ -318,6 +326,20 @@ async def _from_downloaded(
     return 0
 
 
+async def _tell_acceptance(hooks: Hooks, context: Context, image: FetchedImage) -> None:
+    """Say who signed the update, or that it would be refused."""
+    found = context.model_copy(update={"phase": Phase.VERIFY, "to_image": image.summary()})
+    answers = await trust.ask(hooks, found, image)
+    try:
+        judge(found, answers)
+    except VerificationError as problem:
+        _say(f"It would be refused: {printable(problem.found or problem.message, 600)}")
+        return
+    for _, answer in answers:
+        if answer.cryptographic:
+            _say(f"  Accepted: {printable(answer.reason, 200)}")
+
+
 async def _check(arguments: argparse.Namespace, plugins: Plugins, storage: Storage) -> int:
     """Tell whether there is an update: one HEAD request when there is none; changes nothing, takes no lock."""
     host = storage.read_host(lambda message: None)
@@ -343,6 +365,7 @@ async def _check(arguments: argparse.Namespace, plugins: Plugins, storage: Stora
         with contextlib.suppress(StorageError):  # who cannot write the host can check it
             note(storage.sysroot, target.reference, image)
     _show_image(image)
+    await _tell_acceptance(hooks, context, image)
     _say(difference.layers(_old_manifest(storage, host), image.manifest))
     told = forecast.make(storage, host, target, image)
     least = f"{size(told.bytes_least)} to " if told.by_file else ""

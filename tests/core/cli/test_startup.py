@@ -35,6 +35,8 @@ sys.exit(status)
     [
         ["--help"],
         ["switch", "--help"],
+        ["trust", "--help"],
+        ["trust", "show", "--sysroot", "EMPTY", "--help"],
         ["status"],
         ["status", "--json"],
         ["status", "--sysroot", "EMPTY"],

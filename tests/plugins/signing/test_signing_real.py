@@ -500,10 +500,13 @@ def test_no_layer_byte_before_acceptance_and_evidence_after(tmp_path):
         assert bootc("trust", "explain", *where, f"{name}:stable").returncode == 0
 
         move("2")
+        told = bootc("upgrade", "--check", *where)
+        assert "It would be refused: needs publisher; no signature counts" in told.stdout
         refused = bootc("upgrade", *where)
         assert refused.returncode == 1
         assert "needs publisher; no signature counts" in refused.stderr
         cosign.sign(f"{name}@{digest_of(layout, '2')}", classic=True)
+        assert "Accepted: signed by publisher" in bootc("upgrade", "--check", *where).stdout
         done = bootc("upgrade", *where)
         assert done.returncode == 0, done.stderr
 
