@@ -1,5 +1,5 @@
 # What people and CI call; the work is in demo/ and scripts/, which need no make.
-.PHONY: help setup demo test lint types check bench bench-update fault-proxy clean
+.PHONY: help setup demo test lint types check bench bench-update fault-proxy bad-inputs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -23,5 +23,7 @@ bench-update: ## bytes on the wire for an update of 30 packages, by file and by 
 	python3 benchmarks/bench_update.py .cache/bench
 fault-proxy: ## 100 pulls of some 40 MB through a proxy that breaks one request in three, and 30 killed ones
 	BOOTC_FAULT_PULLS=100 .venv/bin/python -m pytest -q -s tests/scenarios/test_fault_proxy.py
+bad-inputs: ## every point of every row of the catalogue of bad inputs (root)
+	BOOTC_BAD_INPUTS=all .venv/bin/python -m pytest -q -s tests/scenarios/bad_inputs tests/architecture/test_catalogue.py
 clean: ## remove caches and the environment
 	rm -rf .cache .venv

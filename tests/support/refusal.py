@@ -10,7 +10,9 @@ host.assert_good_run()
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -23,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from support import images
+
+from bootc_core.cli.main import main
 
 CLI = (sys.executable, "-I", "-m", "bootc_core.cli.main")
 HOSTILE = Path(__file__).parents[1] / "scenarios/bad_inputs/hostile.py"
@@ -202,9 +206,11 @@ class Host:
         return self.run(*arguments, "--sysroot", self.sysroot, cli=cli, **how)
 
     def status(self) -> dict[str, Any]:
-        done = self.command("status", "--json")
-        assert done.returncode == 0, done.stderr
-        found: dict[str, Any] = json.loads(done.stdout)["status"]
+        """In this process, since it is asked so often; the tests that are about status run the command."""
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            returned = main(["status", "--json", "--sysroot", str(self.sysroot), *self.flags])
+        assert returned == 0, out.getvalue()
+        found: dict[str, Any] = json.loads(out.getvalue())["status"]
         return found
 
     def versions(self) -> tuple[str | None, str | None, str | None]:

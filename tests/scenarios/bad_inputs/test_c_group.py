@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.server
 import json
 import os
 import pty
@@ -11,6 +12,7 @@ import re
 import select
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -342,11 +344,38 @@ def test_c10_what_looks_like_an_option_is_none(host):
 
 
 def test_c10_tag_and_digest_together_are_a_reference(tmp_path):
-    """Nobody listens on that port: it came past the grammar, and its digest is what counts."""
-    host = Host(tmp_path)
-    reference = "127.0.0.1:1/acme/os:1@sha256:" + "0" * 64
-    done = host.command("switch", "--no-signature-verification", reference, timeout=240)
-    assert_refused(done, "NET", "127.0.0.1:1")
+    """It comes past the grammar, and its digest is what the registry is asked for."""
+    asked = []
+
+    class Nothing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nothing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            place = f"127.0.0.1:{server.server_port}"
+            registries = tmp_path / "root/etc/containers/registries.conf"
+            registries.parent.mkdir(parents=True)
+            registries.write_text(f'[[registry]]\nlocation = "{place}"\ninsecure = true\n')
+            host = Host(tmp_path)
+            reference = f"{place}/acme/os:1@sha256:" + "0" * 64
+            flags = ("--config-root", tmp_path / "root", "--no-signature-verification")
+            done = host.command("switch", *flags, reference)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert_refused(done, "NOTFOUND", place)
+    assert [path for path in asked if "manifests" in path] == [
+        "/v2/acme/os/manifests/sha256:" + "0" * 64
+    ]
 
 
 def test_c11_variables_of_ours(host, layouts):

@@ -1,0 +1,261 @@
+"""Writes ``docs/bad-inputs.md``: every kind of bad input that the catalogue lists, what happens then, and the test that shows it.
+
+usage: python docs/bad_inputs_table.py [--check]
+
+The rows are written here; the tests are found in ``tests/`` by their names: ``test_t36_…`` or a parameter's id that begins
+with ``T36``. ``--check`` only tells, by its exit status, whether the page is up to date and every row has a test.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/bad-inputs.md"
+HEAD = """# Bad inputs
+
+Made by `docs/bad_inputs_table.py`; do not edit. A test fails when a row has no test.
+
+What holds for every refusal: the exit status is 1 (2 for a wrong command line); one message names the thing (image,
+layer, path in the layer, file and key, device) and carries the class shown here (`class` in the JSON form, see
+[Errors](errors.md)); no traceback; deployments, boot entries, origins and trust are byte for byte as before; and the next
+good run succeeds and clears away what the bad one left. `tests/support/refusal.py` is that rule as code. "works" means
+that the input is no error.
+
+`pytest -k t36` runs what a row stands for; `make bad-inputs` runs all points of the sweeps, which are sampled otherwise.
+"""
+
+# id: (input, what happens, class)
+GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "Layer archives": {
+        "T01": ("a member named `../../etc/shadow`", "refused; nothing is written outside staging", "CON"),
+        "T02": ("an absolute name", "is below the image's root", "works"),
+        "T03": ("`..`, `.` and empty parts", "`..` is refused; the others are dropped, one key for one path", "CON"),
+        "T04": ("NUL, newline, escape codes, any bytes in names", "NUL is refused; the rest is kept, escaped in messages", "CON"),
+        "T05": ("an empty name, `.` or `/` as a file", "refused", "CON"),
+        "T06": ("components over 255, paths over 4096 bytes", "refused before anything is written", "LIM"),
+        "T07": ("thousands of directory levels", "refused at 256; nothing recurses", "LIM"),
+        "T08": ("a file below a name that is a symbolic link", "refused; links of an image are never followed", "CON"),
+        "T09": ("a hard link through a symbolic link", "refused", "CON"),
+        "T10": ("a hard link to an absolute or `..` path", "refused", "CON"),
+        "T11": ("a hard link to nothing of the image", "refused, both ends named", "CON"),
+        "T12": ("a hard link to itself, or a circle of them", "refused", "CON"),
+        "T13": ("a hard link to a directory", "refused", "CON"),
+        "T14": ("a hard link to what the same layer hides", "one defined result, as in other tools", "CON"),
+        "T15": ("a hard link to a symbolic link", "links the link itself", "works"),
+        "T16": ("one name several times", "the last one replaces the others wholly", "works"),
+        "T17": ("a directory replaced by a link", "its content is gone from view; nothing is written through the link", "works"),
+        "T18": ("a symbolic link's target of 1 MiB", "refused", "LIM"),
+        "T19": ("a symbolic link with an empty target", "refused", "CON"),
+        "T20": ("whiteouts of `.`, `..`, nothing, or another marker", "refused", "CON"),
+        "T21": ("whiteouts with a path or `..` as the victim", "refused", "CON"),
+        "T22": ("an opaque marker of another type or with content", "refused", "CON"),
+        "T23": ("a whiteout of something in its own layer", "hides lower layers only, wherever it stands", "works"),
+        "T24": ("whiteouts that leave nothing to boot", "refused after merging; says what is missing", "CON"),
+        "T25": ("attributes that overlay would obey", "kept as data, escaped in the image", "works"),
+        "T26": ("overlay's own form of a whiteout", "refused: layers have the other form", "CON"),
+        "T27": ("device nodes", "refused outside `/dev`, left out inside", "CON"),
+        "T28": ("sockets and pipes", "sockets are refused, pipes only recorded", "CON"),
+        "T29": ("set-user-ID files and capabilities", "are metadata of the image, never of a stored object", "works"),
+        "T30": ("`security.*` attributes", "the storage backend's policy decides", "works"),
+        "T31": ("attributes too many, too long or without a namespace", "refused", "LIM"),
+        "T32": ("sizes that are negative, huge or no number", "refused", "INT"),
+        "T33": ("a size beyond the end of the layer", "refused, the member named", "INT"),
+        "T34": ("a wrong header checksum", "refused", "INT"),
+        "T35": ("damaged extended headers", "refused", "INT"),
+        "T36": ("an extended header of 1 GiB, or that claims to be", "refused at 1 MiB, before memory is asked for", "LIM"),
+        "T37": ("extended headers made to be slow", "linear time", "LIM"),
+        "T38": ("a million extended headers before one member", "refused at 16", "LIM"),
+        "T39": ("global headers that rename or resize", "refused; comments pass", "CON"),
+        "T40": ("two headers that disagree", "refused: other tools would see another image", "INT"),
+        "T41": ("sparse files", "refused", "LIM"),
+        "T42": ("sparse maps that make no sense", "refused", "INT"),
+        "T43": ("members after the end", "refused; zeros pass", "CON"),
+        "T44": ("no end, or a torn one", "refused", "INT"),
+        "T45": ("millions of members", "counted over all layers, refused at the bound", "LIM"),
+        "T46": ("times before 1970, after 30 000, in nanoseconds", "kept where they can be; what is no number is refused", "INT"),
+        "T47": ("owners beyond the range", "refused", "CON"),
+        "T48": ("other bits in the mode", "only permissions are taken", "works"),
+        "T49": ("unknown and obsolete types", "refused, never taken for files", "CON"),
+        "T50": ("names that collide on FAT", "none of the image's names reaches the boot partition", "works"),
+        "T51": ("members below `/proc`, `/run`, `/dev` …", "names in the image, never live mounts", "works"),
+        "T52": ("no kernel, two, or one with an odd name", "refused, the directory named", "CON"),
+        "T53": ("a kernel that is a link", "looked up inside the image; one that leads out is refused", "CON"),
+        "T54": ("a file that changes while it is read", "what was hashed is what is used", "INT"),
+    },
+    "Compression": {
+        "Z01": ("a gzip bomb", "stops at the bound, memory stays flat", "LIM"),
+        "Z02": ("a zstd bomb", "the same", "LIM"),
+        "Z03": ("a zstd window of gigabytes", "refused above 128 MiB", "LIM"),
+        "Z04": ("compressed twice", "unpacked once; the second one is refused", "CON"),
+        "Z05": ("cut off at any byte", "refused, never taken for the end", "INT"),
+        "Z06": ("any bit flipped", "refused by digest", "INT"),
+        "Z07": ("a wrong or missing trailer", "refused", "INT"),
+        "Z08": ("rubbish, further members, endless empty frames", "members follow; rubbish is refused; a bound on frames", "INT"),
+        "Z09": ("bytes that are not what the media type says", "refused; in local files the bytes decide", "INT"),
+        "Z10": ("unknown, encrypted and foreign layer types", "refused by name; foreign addresses are never asked", "CON"),
+        "Z11": ("a zstd dictionary; a chunked table that lies", "refused; the table is a hint and content is hashed", "INT"),
+        "Z12": ("what crashes the decompressor", "the worker dies, the layer is named", "CON"),
+        "Z13": ("what takes all memory or time", "the worker is ended, the bound is named", "LIM"),
+    },
+    "Manifests, configurations, indexes": {
+        "M01": ("a document with another digest", "refused before it is parsed", "INT"),
+        "M02": ("a blob with another digest", "fetched once more, then refused; gets no name", "INT"),
+        "M03": ("a blob shorter or longer than it says", "stops at the first byte too many", "INT"),
+        "M04": ("sizes that are negative, text, huge", "refused", "INT"),
+        "M05": ("an endless manifest", "stops at 4 MiB", "LIM"),
+        "M06": ("JSON 100 000 levels deep", "refused at 64", "LIM"),
+        "M07": ("a key twice", "refused", "INT"),
+        "M08": ("NaN, endless numbers, lone surrogates, something behind", "refused", "INT"),
+        "M09": ("an index and a manifest at once", "refused", "INT"),
+        "M10": ("header and document of different types", "refused", "INT"),
+        "M11": ("an index in itself", "refused at the second level", "LIM"),
+        "M12": ("deep or endless indexes", "refused", "LIM"),
+        "M13": ("no image for this machine, or two", "lists what there is", "NOTFOUND"),
+        "M14": ("a configuration for another machine", "refused before layers are fetched", "CON"),
+        "M15": ("another number of diffIDs than layers", "refused before layers are fetched", "INT"),
+        "M16": ("a wrong diffID", "the layer is dropped", "INT"),
+        "M17": ("one layer twice, empty layers", "imported once, applied in order", "works"),
+        "M18": ("a thousand layers", "refused at 500", "LIM"),
+        "M19": ("unknown, short, odd digests; paths as digests", "refused where they are parsed", "INT"),
+        "M20": ("a configuration of the wrong shape", "refused, the place in it named", "INT"),
+        "M21": ("labels of 50 MB, or with control characters", "bounded; escaped when shown", "LIM"),
+        "M22": ("labels that claim another version or kernel", "the content counts", "works"),
+        "M23": ("an image that is no system", "refused; says what is missing", "CON"),
+        "M24": ("charts, artifacts, old manifests", "refused as no image", "CON"),
+        "M25": ("a tag that moves during a run", "the first answer counts for all of it", "works"),
+        "M26": ("inline data in a descriptor", "not looked at", "works"),
+        "M27": ("a history of any length and content", "not used", "works"),
+        "M28": ("the same content under another media type", "known by its content, documents by their digests", "works"),
+    },
+    "Configuration, arguments, surroundings": {
+        "C01": ("settings that are malformed", "all problems at once, with file, line and key", "CFG"),
+        "C02": ("settings that are a pipe, a device, 1 GB, no text", "refused without waiting", "CFG"),
+        "C03": ("settings that others than root can write", "refused with owner and mode", "CFG"),
+        "C04": ("order, masks and empty files of drop-ins", "later names win, /etc replaces, `/dev/null` masks", "works"),
+        "C05": ("an image's kargs.d that is malformed", "the image is refused, the file named", "CON"),
+        "C06": ("kernel arguments that would break an entry", "refused", "CON"),
+        "C07": ("more than a kernel takes", "refused before anything is written", "LIM"),
+        "C08": ("an image that sets `root`, `init`, debug shells …", "refused; the administrator may", "POL"),
+        "C09": ("an unknown architecture in kargs.d", "refused; a known one that is not this machine's is skipped", "CON"),
+        "C10": ("references that are none", "refused with the position; nothing is made; passwords are not repeated", "USE"),
+        "C11": ("unknown variables and values of ours", "a value is refused, a name is warned of", "CFG"),
+        "C12": ("odd locales, terminals, closed, broken and full streams", "the run ends well; unread lines are dropped", "works"),
+        "C13": ("mistyped and contradicting words", "the nearest word is offered", "USE"),
+        "C14": ("an ordinary user, a container, no host", "composefs works in the user's directory; the rest says why not", "ENV"),
+        "C15": ("state of a newer version", "nothing is written; status and rollback work", "STATE"),
+        "C16": ("settings that are links", "followed inside the configuration root only", "CFG"),
+    },
+    "Disks and resources": {
+        "D01": ("no space, at any fill level and any step", "told beforehand with figures where it can be; else where", "SPC"),
+        "D02": ("no space on the boot partition", "told before anything is written there", "SPC"),
+        "D03": ("no inodes; a quota", "says which", "SPC"),
+        "D04": ("an I/O error of any write, name or sync", "refused, the path named; the first error of a sync is final", "IO"),
+        "D05": ("what was written is not what is there", "read back before it gets a name; fetched anew next time", "IO"),
+        "D06": ("the file system turns read-only in the middle", "refused; the next run converges", "RO"),
+        "D07": ("it is read-only from the start", "refused at once; status works", "RO"),
+        "D08": ("another disk, or none, where the boot partition was", "refused; nothing is written or deleted", "STATE"),
+        "D09": ("no memory, no descriptors, interrupted calls", "refused or repeated, never half done", "IO"),
+        "D10": ("no fs-verity, attributes, journal, reflinks; overlay", "works; status tells what is not guarded", "works"),
+        "D11": ("the spool on another device", "refused: spool and store are one file system", "IO"),
+        "D12": ("a store that is a link, foreign or writable by all", "refused", "STATE"),
+        "D13": ("objects that are damaged, empty, immutable", "found on use; fetched anew where the image has them", "INT"),
+        "D14": ("the clock jumps", "deadlines do not notice", "works"),
+        "D15": ("one processor, the lowest priority, 256 MiB", "works", "works"),
+        "D16": ("no, tiny, read-only or noexec temporary directories", "none is used", "works"),
+        "D17": ("sectors of 4096 bytes", "works", "works"),
+        "D18": ("the file system trims meanwhile", "works", "works"),
+    },
+}  # fmt: skip
+
+_IN_NAME = re.compile(r"(?:^|_)([tzmcd]\d\d)(?=_|$)")
+_IN_TEXT = re.compile(r"[TZMCDtzmcd]\d\d(?![0-9A-Za-z])")
+
+
+def _names_of(node: ast.AST) -> Iterator[str]:
+    """Ids that parameters of a test have: texts that begin with one."""
+    for inner in ast.walk(node):
+        text = inner.value if isinstance(inner, ast.Constant) else None
+        if isinstance(text, str) and (match := _IN_TEXT.match(text.replace("_", " "))):
+            yield match.group().upper()
+
+
+def _of_file(path: Path) -> Iterator[tuple[str, str]]:
+    """Pairs of id and test function of one file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tables: dict[str, set[str]] = {}
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        for target in targets:
+            if isinstance(target, ast.Name):
+                tables[target.id] = set(_names_of(node.value))
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if not node.name.startswith("test_"):
+            continue
+        found = {name.upper() for name in _IN_NAME.findall(node.name)}
+        for decorator in node.decorator_list:
+            found.update(_names_of(decorator))
+            for inner in ast.walk(decorator):
+                if isinstance(inner, ast.Name):
+                    found.update(tables.get(inner.id, ()))
+        for name in found:
+            yield name, node.name
+
+
+def covering() -> dict[str, list[str]]:
+    """For each id the tests that name it, as ``path::function``."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for name, function in _of_file(path):
+            found[name].add(f"{path.relative_to(ROOT)}::{function}")
+    return {name: sorted(places) for name, places in found.items()}
+
+
+def rows() -> dict[str, tuple[str, str, str]]:
+    """All rows of all groups."""
+    return {name: row for group in GROUPS.values() for name, row in group.items()}
+
+
+def page() -> str:
+    """The whole page."""
+    covered = covering()
+    lines = [HEAD]
+    for title, group in GROUPS.items():
+        lines += [
+            f"## {title}\n",
+            "| | input | what happens | class | tests |",
+            "|---|---|---|---|---|",
+        ]
+        for name, (given, then, kind) in group.items():
+            places: dict[str, list[str]] = defaultdict(list)
+            for place in covered.get(name, []):
+                file, _, function = place.partition("::")
+                places[file.removeprefix("tests/")].append(function)
+            cell = "<br>".join(
+                f"{file}: {', '.join(f'`{function}`' for function in functions)}"
+                for file, functions in places.items()
+            )
+            lines.append(f"| {name} | {given} | {then} | {kind} | {cell} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Write or check; the exit status."""
+    text = page()
+    if "--check" not in sys.argv:
+        PAGE.write_text(text, encoding="utf-8")
+        return 0
+    stale = not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text
+    return int(stale or bool(set(rows()) - set(covering())))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
