@@ -297,8 +297,8 @@ def remembered(
         StorageError: STATE: the memory is damaged or gone.
     """
     name = memory.key(found.reference)
-    if name is None or not answer.accept:
-        return answer
+    if name is None or not answer.cryptographic:
+        return answer  # refused already, or nobody vouches for what the image says of itself
     created = image.config.created
     known = memory.compare(memory.load(state), name, image.digest, created)
     policy = found.trust[1] if found.trust else None
@@ -357,6 +357,6 @@ async def verify(context: Context, image: FetchedImage) -> PolicyAnswer:
     answer, gatherer = await decide(found, image, context.signature)
     state = Path(context.sysroot) / "bootc"
     answer = await trio.to_thread.run_sync(remembered, answer, found, image, state)
-    if answer.accept and not context.dry_run and state.is_dir():
+    if answer.cryptographic and not context.dry_run and state.is_dir():
         evidence.keep(state, found, image, gatherer, answer, context.signature)
     return answer

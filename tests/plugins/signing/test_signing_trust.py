@@ -6,6 +6,8 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,12 @@ def test_the_documented_example_is_valid():
 
 
 # --- which file -----------------------------------------------------------------------------------
+
+
+def test_the_page_for_administrators_shows_a_valid_file():
+    page = (Path(__file__).parents[3] / "docs/trust-and-signatures.md").read_text()
+    found = parse(page.partition("```toml\n")[2].partition("```")[0].encode(), "the page")
+    assert found.expression().describe() == "2 of (release, ci, security)"
 
 
 def test_the_most_specific_file_counts_and_etc_masks(tmp_path):
@@ -636,6 +644,26 @@ def test_records_are_bounded(tmp_path):
     host.staged()
     assert len(list(place.iterdir())) == 32
     assert evidence.load(host.sysroot / "bootc", host.image.digest) is not None
+
+
+def test_what_nobody_signed_leaves_no_record(tmp_path):
+    host = make_host(tmp_path)
+    (host.root / "etc/bootc/trust.d/x.toml").unlink()
+    write(
+        host.root / "etc/containers/policy.json",
+        json.dumps({"default": [{"type": "insecureAcceptAnything"}]}),
+    )
+    assert host.ask().accept
+    host.staged()
+    assert list((host.sysroot / "bootc").iterdir()) == []
+
+
+def test_a_host_without_signatures_imports_no_crypto():
+    code = "import sys, bootc_signing.decide, bootc_signing.admin; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"cryptography", "sigstore"} & {
+        name.partition(".")[0] for name in done.stdout.split()
+    }
 
 
 def test_rules_are_explained_without_looking_at_the_image(tmp_path):
