@@ -3,6 +3,7 @@
     SYSROOT/bootc/journal/<transaction>.jsonl      one JSON object a line, appended and fsynced before what it announces
         {"record": "begin", "time": …, "operation": "upgrade", "target": "docker://…", "format": 1}
         {"record": "phase", "phase": "stage"}
+        {"record": "hook", "hook": "bootc_before_stage"}      before plugins are called
         {"record": "staged", "staged": {…}}          the StagedDeployment
         {"record": "switching"}                      from here on the boot partition decides what happened
         {"record": "switched"}

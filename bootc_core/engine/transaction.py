@@ -151,6 +151,8 @@ class Transaction:
             await self._participants("after", phase)
 
     async def _participants(self, moment: str, phase: Phase) -> None:
+        if self.journal is not None and self.hooks.has(f"bootc_{moment}_{phase.value}"):
+            self.journal.append("hook", hook=f"bootc_{moment}_{phase.value}")
         failed, warnings = await self.hooks.participants(moment, self.context, phase)
         for warning in warnings:
             self.warn(warning)
@@ -187,7 +189,7 @@ class Transaction:
             Refused: a policy says no.
             Unverifiable: a policy could not tell, or nobody accepted.
         """
-        async with self.phase(Phase.VERIFY, limits.VERIFY_TIMEOUT_S):
+        async with self.phase(Phase.VERIFY, limits.VERIFY_TIMEOUT_S * 1.25):
             answers: list[tuple[str, PolicyAnswer]] = []
             for answer in await self.hooks.verify(self.context, image):
                 if answer.error is not None:

@@ -249,6 +249,10 @@ class Hooks:
                 found.append((hook, names))
         return found
 
+    def has(self, hook: str) -> bool:
+        """Does any plugin implement ``hook``?"""
+        return bool(self._caller(hook).get_hookimpls())
+
     def observers(self) -> list[tuple[str, Callable[[Event], None]]]:
         """The plugins that watch events, in call order."""
         return [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -451,3 +453,66 @@ def test_an_override_is_for_holds_only_and_is_on_record(stage):
     assert [(said.phase, said.verdict) for said in context.verdicts] == [("fetch", "hold")]
     assert context.verdicts[0].reason == "window"
     assert type(context).model_validate_json(context.model_dump_json()) == context
+
+
+INJECTED = [
+    *((f"bootc_{moment}_{phase}", phase) for phase in PHASES for moment in ("before", "after")),
+    *(("bootc_gate", phase) for phase in PHASES),
+    ("bootc_verify", "verify"),
+]
+
+
+@pytest.mark.parametrize(("hook", "phase"), INJECTED)
+def test_a_timeout_at_every_hook(stage, hook, phase):
+    """A hook that never answers costs its deadline: before the switch nothing changed, after it a warning."""
+    stage.upgraded()
+
+    class Hanging(Recorder):
+        pass
+
+    async def hang(self, context, phase=None):
+        self._play(hook, context=context)
+        if str(context.phase) == wanted:
+            await trio.sleep_forever()
+
+    wanted = phase
+    from bootc_core import hookimpl
+
+    names = {"bootc_gate": "context, phase", "bootc_verify": "context"}.get(hook, "context")
+    space = {"hang": hang}
+    exec(f"async def {hook}(self, {names}):\n    return await hang(self, context)", space)
+    setattr(Hanging, hook, hookimpl(space[hook]))
+    system = System(stage.system.path / hook, plugins={"recorder": Hanging()})
+    system.transport.images[OS] = make_image("1")
+    if hook == "bootc_after_finalize":
+        outcome = system.switch(OS)
+        assert any("did not answer" in line for line in outcome.warnings)
+        assert system.versions() == ("1", None)
+        return
+    with pytest.raises(BootcError) as caught:
+        system.switch(OS)
+    assert "did not answer" in str(caught.value.message)
+    assert system.versions() == (None, None)
+    assert system.status().staged is None
+
+
+@pytest.mark.parametrize(("hook", "phase"), INJECTED)
+def test_a_crash_at_every_hook_is_recovered_and_the_hook_is_called_again_resumed(
+    stage, hook, phase, tmp_path
+):
+    """Killed inside the hook: old or new state, the next run converges, and where something was begun it says ``resumed``."""
+    stage.upgraded()
+    stage.recorder.on[hook, phase] = lambda **arguments: os.kill(os.getpid(), signal.SIGKILL)
+    assert stage.system.kill_at(lambda system: system.upgrade(), 1 << 30)  # dies of the hook
+    new = hook == "bootc_after_finalize"
+    assert stage.system.versions() == (("2", "1") if new else ("1", None))
+    stage.recorder.on.clear()
+    seen = stage.act(stage.system.upgrade)
+    assert stage.system.versions() == ("2", "1")
+    assert stage.system.status().staged is None
+    if new:
+        return
+    assert any(line.startswith(hook.removeprefix("bootc_")) for line in seen)
+    begun = phase in {"stage", "finalize"}
+    resumed = {context.resumed for name, context in stage.recorder.contexts if name == hook}
+    assert resumed == {begun}
