@@ -252,7 +252,8 @@ def _verdict(plugin: str, said: dict[str, Any]) -> Verdict:
 def _policy_answer(plugin: str, said: dict[str, Any]) -> PolicyAnswer:
     evidence = said.get("evidence", [])
     good = (
-        said.get("accept") in (True, False, None)
+        "accept" in said
+        and said["accept"] in (True, False, None)
         and not isinstance(said.get("accept"), int | float) ^ isinstance(said.get("accept"), bool)
         and all(_text(said.get(key, "")) for key in ("reason", "rule"))
         and all(isinstance(said.get(key, True), bool) for key in ("cryptographic", "could_check"))
@@ -275,6 +276,152 @@ def _policy_answer(plugin: str, said: dict[str, Any]) -> PolicyAnswer:
         tuple((printable(one), printable(two)) for one, two in evidence),
         printable(said["hint"]) if said.get("hint") else None,
     )
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of both directions, as ``docs/schemas`` has it."""
+    text = {"type": "string"}
+    document = {
+        "type": "object",
+        "required": ["mediaType", "raw"],
+        "properties": {
+            "mediaType": text,
+            "raw": {"type": "string", "contentEncoding": "base64", "description": "exact bytes"},
+        },
+    }
+    attachment = {
+        "type": "object",
+        "required": ["mediaType", "payload", "annotations", "origin"],
+        "properties": {
+            "mediaType": text,
+            "payload": {"type": "string", "contentEncoding": "base64"},
+            "annotations": {"type": "object", "additionalProperties": text},
+            "origin": text,
+        },
+    }
+    failed = {"type": "object", "required": ["error"], "properties": {"error": text}}
+    kinds = {
+        kind: {"oneOf": [{"type": "array", "items": {"$ref": "#/$defs/Attachment"}}, failed]}
+        for kind in KINDS
+    }
+    image = {
+        "type": "object",
+        "required": ["requested", "resolved", "digest", "manifest", "config", "attachments"],
+        "properties": {
+            "requested": text,
+            "resolved": text,
+            "digest": text,
+            "index": {"oneOf": [{"$ref": "#/$defs/Document"}, {"type": "null"}]},
+            "manifest": {"$ref": "#/$defs/Document"},
+            "config": {"$ref": "#/$defs/Document"},
+            "attachments": {"type": "object", "properties": kinds},
+        },
+    }
+    context = Context.model_json_schema(ref_template="#/$defs/{model}")
+    parts = context.pop("$defs", {})
+    request = {
+        "description": "The first line on standard input.",
+        "type": "object",
+        "required": ["protocol", "plugin", "module", "path", "hook", "arguments"],
+        "properties": {
+            "protocol": {"const": PROTOCOL},
+            "plugin": text,
+            "module": text,
+            "path": {"type": "array", "items": text},
+            "hook": text,
+            "arguments": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {
+                    "context": {"$ref": "#/$defs/Context"},
+                    "phase": {"$ref": "#/$defs/Phase"},
+                    "image": {"$ref": "#/$defs/Image"},
+                },
+            },
+        },
+        "additionalProperties": False,
+    }
+    event = {
+        "description": "A further line on standard input, for bootc_on_event only.",
+        "type": "object",
+        "required": ["event"],
+        "properties": {"event": {"type": "object", "required": ["event", "transaction"]}},
+        "additionalProperties": False,
+    }
+    verdict = {
+        "description": "The answer of bootc_gate.",
+        "type": "object",
+        "required": ["verdict"],
+        "properties": {
+            "verdict": {"enum": ["proceed", "hold", "deny"]},
+            "reason": text,
+            "until": {"type": "string", "format": "date-time"},
+        },
+        "additionalProperties": False,
+    }
+    policy = {
+        "description": "The answer of bootc_verify.",
+        "type": "object",
+        "required": ["accept"],
+        "properties": {
+            "accept": {"type": ["boolean", "null"]},
+            "reason": text,
+            "rule": text,
+            "cryptographic": {"type": "boolean"},
+            "could_check": {"type": "boolean"},
+            "evidence": {
+                "type": "array",
+                "items": {"type": "array", "items": text, "minItems": 2, "maxItems": 2},
+            },
+            "hint": {"type": ["string", "null"]},
+        },
+        "additionalProperties": False,
+    }
+    error = {
+        "type": "object",
+        "required": ["kind", "message"],
+        "properties": {
+            "kind": {"type": "string", "description": "of: " + ", ".join(_ERRORS)},
+            **dict.fromkeys(("message", "reference", "expected", "found", "hint"), text),
+        },
+        "additionalProperties": False,
+    }
+    answer = {
+        "description": "The one line on standard output.",
+        "type": "object",
+        "required": ["protocol"],
+        "properties": {
+            "protocol": {"const": PROTOCOL},
+            "answer": {
+                "oneOf": [
+                    {"type": "null"},
+                    {"$ref": "#/$defs/Verdict"},
+                    {"$ref": "#/$defs/PolicyAnswer"},
+                ]
+            },
+            "error": {"$ref": "#/$defs/Error"},
+        },
+        "oneOf": [{"required": ["answer"]}, {"required": ["error"]}],
+        "additionalProperties": False,
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Messages between bootc and a plugin in a child process, protocol 1",
+        "oneOf": [{"$ref": f"#/$defs/{name}"} for name in ("Request", "EventLine", "Answer")],
+        "$defs": {
+            "Request": request,
+            "EventLine": event,
+            "Answer": answer,
+            "Context": context,
+            **parts,
+            "Image": image,
+            "Document": document,
+            "Attachment": attachment,
+            "Verdict": verdict,
+            "PolicyAnswer": policy,
+            "Error": error,
+        },
+    }
 
 
 def parse_error(plugin: str, hook: str, said: Any) -> BootcError:
