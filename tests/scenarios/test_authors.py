@@ -35,7 +35,9 @@ def test_new_edit_check_install_and_seen_in_a_run(place, capsys):
     decide = package / "bootc_weekdays/decide.py"
     text = decide.read_text()
     assert 'Deny(reason or "stopped")' in text
-    decide.write_text(text.replace('Deny(reason or "stopped")', 'Deny(reason or "not on weekdays")'))
+    decide.write_text(
+        text.replace('Deny(reason or "stopped")', 'Deny(reason or "not on weekdays")')
+    )
     tests = package / "tests/test_weekdays.py"
     tests.write_text(tests.read_text().replace('Deny("stopped")', 'Deny("not on weekdays")'))
     certificate = json.loads(timed("check", bootc, "plugins", "check", package).stdout)

@@ -194,3 +194,13 @@ def test_a_killed_host_gets_its_own_lock_again(tmp_path, tools, endpoint):
     done = host.upgrade()
     assert done.returncode == 0, done.stderr
     assert host.version() == "3"
+
+
+def test_its_own_tests_pass_where_it_is_installed(tools, tmp_path):
+    shutil.copytree(ROOT / "examples/reboot_lock/tests", tmp_path / "tests")
+    done = run(
+        tools / "python",
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"),
+        *("--rootdir", tmp_path, tmp_path / "tests"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

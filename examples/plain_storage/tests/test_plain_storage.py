@@ -40,4 +40,3 @@ def test_links_and_modes_arrive(system):
     assert (root / "usr/lib/link").readlink().name == "version"
     assert (root / "usr/bin/tool").stat().st_mode & 0o777 == 0o755
     assert (root / "bin").readlink().name == "bin"
-
