@@ -122,7 +122,7 @@ def configure(root: Path, kind: str, name: str, files: dict[str, object]) -> Non
     if kind == "classic":
         requirement = {
             "type": "sigstoreSigned",
-            "keyData": b64(files["key"]),  # type: ignore[arg-type]
+            "keyData": b64(files["key"]),
             "signedIdentity": {"type": "matchRepository"},
         }
     (root / "etc/containers/policy.json").write_text(json.dumps({"default": [requirement]}))
