@@ -34,17 +34,13 @@ def _watch() -> None:
         with _lock:
             overdue = [what for until, what in _calls.values() if time.monotonic() > until]
             busy = bool(_calls)
-        if overdue:
-            _end(overdue[0])
-        if busy:
-            faulthandler.dump_traceback_later(limits.WATCHDOG_STALL_S, exit=True, file=_stderr())
-        elif armed:
-            faulthandler.cancel_dump_traceback_later()
+            if overdue:
+                _end(overdue[0])
+            if busy:
+                faulthandler.dump_traceback_later(limits.WATCHDOG_STALL_S, exit=True, file=2)
+            elif armed:
+                faulthandler.cancel_dump_traceback_later()
         armed = busy
-
-
-def _stderr() -> int:
-    return 2
 
 
 def _end(what: str) -> None:
@@ -58,6 +54,26 @@ def _end(what: str) -> None:
         if os.environ.get("BOOTC_DEBUG"):
             faulthandler.dump_traceback(file=sys.__stderr__ or 2)
     os._exit(STATUS)
+
+
+def _before_fork() -> None:
+    # A timer that runs would be waited for in the child, where its thread does not exist; so would a lock that is held.
+    _lock.acquire()
+    faulthandler.cancel_dump_traceback_later()
+
+
+def _after_fork_in_child() -> None:
+    global _lock, _started
+    _lock = threading.Lock()
+    _calls.clear()
+    _started = False
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=lambda: _lock.release(),
+    after_in_child=_after_fork_in_child,
+)
 
 
 @contextmanager

@@ -54,8 +54,6 @@ def test_a_plugin_that_blocks_is_ended_with_the_run_and_the_next_run_recovers(
     monkeypatch.setattr(limits, "WATCHDOG_GRACE_S", 0.2)
 
     def hang():
-        watchdog._started = False  # threads do not survive a fork
-        watchdog._calls.clear()
         plugin.armed = True
         system.upgrade()
 
@@ -79,8 +77,6 @@ def test_one_that_holds_the_interpreter_is_ended_too(monkeypatch):
     def hold():
         import ctypes
 
-        watchdog._started = False
-        watchdog._calls.clear()
         with watching("plugin stuck in bootc_gate", 60.0):
             time.sleep(0.5)  # the watchdog has armed its timer
             ctypes.PyDLL(None).sleep(30)  # without giving the interpreter up
