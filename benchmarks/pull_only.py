@@ -12,12 +12,14 @@ from pathlib import Path
 
 import trio
 from bootc_composefs import sink
-from bootc_composefs.layers import known_layers
+from bootc_composefs.cache import Cache
+from bootc_composefs.layers import known_layers, large_objects
 from bootc_composefs.repository import Repository
 from bootc_registry.fetch import fetch
 
 from bootc_core.models.oci import LAYER_TYPES
 from bootc_core.models.reference import ImageReference
+from bootc_core.models.sysroot import Sysroot
 from bootc_core.oci.importer import LayerJob, import_layers
 
 
@@ -26,17 +28,16 @@ async def pull(reference: str, sysroot: Path) -> int:
     image = await fetch(Path("/"), ImageReference.parse(reference))
     repository = Repository.open(sysroot / "composefs")
     diff_ids = image.config.rootfs.diff_ids
-    inventory = repository.inventory()
-    known = known_layers(repository, diff_ids, inventory)
+    layers = known_layers(repository, {*repository.layers(), *diff_ids}, repository.names())
     jobs = [
         LayerJob(descriptor, diff_id, LAYER_TYPES[descriptor.media_type])
         for diff_id, descriptor in zip(diff_ids, image.manifest.layers, strict=True)
-        if diff_id not in known
+        if diff_id not in layers
     ]
     staging = sysroot / "pull-only"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    large = repository.large_objects(inventory, sink.LARGE_BYTES)
+    large = large_objects(repository, layers.values(), Cache(Sysroot(sysroot, sysroot / "boot")))
     results = await import_layers(
         image,
         jobs,

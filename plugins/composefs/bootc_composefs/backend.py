@@ -15,7 +15,7 @@ synced. Layers keep: a repetition finds them. Nothing here touches the boot part
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -23,7 +23,7 @@ import trio
 from bootc_composefs import gc, sink, state
 from bootc_composefs.cache import Cache
 from bootc_composefs.compose import KERNEL, Composed, compose
-from bootc_composefs.contents import Contents
+from bootc_composefs.contents import Contents, image_subtrees
 from bootc_composefs.deployment import (
     ETC,
     built_state,
@@ -35,6 +35,7 @@ from bootc_composefs.deployment import (
 from bootc_composefs.layers import drop_unfinished, import_missing, spool
 from bootc_composefs.repository import Repository
 from bootc_composefs.splitstream import CONFIG, MANIFEST, encode_document
+from bootc_core import paths
 from bootc_core.boot import bls
 from bootc_core.errors import BootcError, StorageError, printable
 from bootc_core.fs import atomic
@@ -47,7 +48,7 @@ from bootc_core.models.tree import lookup
 from bootc_core.oci.origin import Origin
 
 if TYPE_CHECKING:
-    from bootc_composefs.layers import Imported, Layer
+    from bootc_composefs.layers import Layer
     from bootc_composefs.state import Slot
     from bootc_core.hooks.specs import Emit
     from bootc_core.models.context import Context
@@ -75,29 +76,49 @@ async def stage(
         repository.require_writable()
         present = state.present_slots(sysroot)
         current = state.booted(sysroot, present)
-        imported = await import_missing(context, image, sysroot, repository, emit)
+        old_etc = settings = None
+        if current is not None:
+            old_etc, settings = image_subtrees(
+                repository, current.deployment_id, (ETC, paths.KARGS_D)
+            )
         cache = Cache(sysroot)
-        composed = await _composed(context, image, repository, imported, current, cache, emit)
+        imported = await import_missing(context, image, sysroot, repository, cache, emit)
+
+        def compute() -> Composed:
+            layers = [(name, imported.layers[name]) for name in image.config.rootfs.diff_ids]
+            return compose(repository, layers, current, settings, cache)
+
+        emit(events.StepProgressed(context.transaction, "merging", "Merging layers"))
+        composed = await _meanwhile(compute, imported.settle)
         roots = set() if repository.is_empty() else cache.roots()
         cache.forget_roots()  # from here on there is something that nothing keeps
         await imported.publish()
         _refuse_existing(sysroot, composed.deployment_id, present, current)
         etc = lookup(composed.root, ETC.encode())
-        merge_plan(repository, sysroot, Contents(repository), current, etc).check()
+        if current is not None:
+            merge_plan(sysroot, Contents(repository), current, old_etc, etc).check()
         await trio.lowlevel.checkpoint()
         emit(events.StepProgressed(context.transaction, "deploying", "Creating the deployment"))
         binaries = _boot_files(repository, sysroot, composed, present)
-        bootable = {version: repository.put(data) for version, data in composed.bootable.items()}
+        bootable = {
+            version: repository.put(data, digest)
+            for version, (digest, data) in composed.bootable.items()
+        }
         documents = _documents(repository, image, imported.layers, bootable)
         origin = _origin(context, verified, composed.boot_digest)
         with built_state(
-            sysroot, composed.deployment_id, composed.root, Contents(repository), origin
+            sysroot,
+            composed.deployment_id,
+            composed.root,
+            Contents(repository),
+            origin,
+            first=current is None,
         ) as (owners, renames):
             emit(events.StepProgressed(context.transaction, "syncing", "Syncing the deployment"))
             await trio.lowlevel.checkpoint()
             atomic.syncfs(repository.path)
             images = tuple(bootable.values())
-            streams = (layer.digest for layer in imported.layers.values())
+            streams = (layer.digest for layer in imported.layers.values() if layer.staged)
             for digest in (*images, *documents.values(), *streams):
                 _read_again(repository, digest)
             unchanged = _link(repository, image, imported.layers, documents, images)
@@ -137,37 +158,27 @@ async def stage(
             "boot_digest": composed.boot_digest,
             "kernel": composed.kernel,
         },
-        bytes_new=imported.bytes_new + sum(map(len, composed.bootable.values())),
+        bytes_new=imported.bytes_new + sum(len(data) for _, data in composed.bootable.values()),
     )
 
 
-async def _composed(
-    context: Context,
-    image: FetchedImage,
-    repository: Repository,
-    imported: Imported,
-    current: Slot | None,
-    cache: Cache,
-    emit: Emit,
+async def _meanwhile(
+    compute: Callable[[], Composed], settle: Callable[[], Awaitable[None]]
 ) -> Composed:
     """The image, computed in a thread while this one brings the layers to the medium. The medium's error comes first."""
-    layers = [(name, imported.layers[name]) for name in image.config.rootfs.diff_ids]
     results: list[Composed] = []
     problems: list[BaseException] = []  # raised as themselves, not as members of a group
 
-    async def compute() -> None:
+    async def computed() -> None:
         try:
-            results.append(
-                await trio.to_thread.run_sync(compose, repository, layers, current, cache)
-            )
+            results.append(await trio.to_thread.run_sync(compute))
         except Exception as problem:
             problems.append(problem)
 
-    emit(events.StepProgressed(context.transaction, "merging", "Merging layers"))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(compute)
+        nursery.start_soon(computed)
         try:
-            await imported.settle()
+            await settle()
         except trio.Cancelled:
             raise
         except BaseException as problem:

@@ -104,6 +104,13 @@ class Cache:
         """Where the members of a layer are, or would be."""
         return self.path / LAYERS / digest.hex()
 
+    def members(self, digest: bytes) -> bytes:
+        """The members of a layer; nothing if there are none."""
+        try:
+            return self.layer(digest).read_bytes()
+        except OSError:
+            return b""
+
     def keep_layer(self, digest: bytes, pieces: Iterable[bytes | bytearray]) -> None:
         """Remember the members of a layer."""
         try:

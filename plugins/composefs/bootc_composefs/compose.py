@@ -19,7 +19,7 @@ from typing import Final
 
 from bootc_composefs import members, sink
 from bootc_composefs.cache import Cache
-from bootc_composefs.contents import Contents, image_subtree
+from bootc_composefs.contents import Contents
 from bootc_composefs.erofs import write_image
 from bootc_composefs.layers import Layer
 from bootc_composefs.repository import Repository, layer_entries
@@ -53,7 +53,7 @@ class Composed:
     Attributes:
         root: the bootable tree.
         deployment_id: hex digest of the bootable image in the repository's default format.
-        bootable: EROFS images by format.
+        bootable: EROFS images by format, with their digests.
         kernel: release of the kernel.
         binaries: kernel, and initrd if there is one.
         boot_digest: hex SHA-256 over their contents.
@@ -63,7 +63,7 @@ class Composed:
 
     root: Node
     deployment_id: str
-    bootable: dict[int, bytes]
+    bootable: dict[int, tuple[bytes, bytes]]
     kernel: str
     binaries: tuple[BootBinary, ...]
     boot_digest: str
@@ -75,6 +75,7 @@ def compose(
     repository: Repository,
     layers: Sequence[tuple[str, Layer]],
     current: Slot | None,
+    settings: Node | None,
     cache: Cache,
 ) -> Composed:
     """Compute everything about an image.
@@ -83,6 +84,7 @@ def compose(
         repository: has the layers' objects, or they are staged for it.
         layers: diffID and layer, lowest first.
         current: the deployment whose command line is followed; None for a first one.
+        settings: ``kargs.d`` of that one's image, if it has it.
         cache: has the members of known layers, and gets those that it lacks.
 
     Raises:
@@ -97,13 +99,13 @@ def compose(
         _apply(repository, tree, layer, what, cache)
     root = tree.root
     kernel = find_kernel(root)
-    line = _command_line(repository, root, contents, current)
+    line = _command_line(root, contents, current, settings)
     identity = os_release.parse(_os_release(root, contents))
     binaries, boot_digest = _binaries(repository, kernel, cache)
     oci_transform(root)
     boot_transform(root, contents.read)
     bootable = _images(repository, root)
-    deployment_id = verity.digest(bootable[repository.formats[0]], repository.algorithm).hex()
+    deployment_id = bootable[repository.formats[0]][0].hex()
     line = line.with_composefs(deployment_id, optional=not repository.secure).checked()
     return Composed(
         root,
@@ -119,12 +121,13 @@ def compose(
 
 def _apply(repository: Repository, tree: LayerTree, layer: Layer, what: str, cache: Cache) -> None:
     """Merge a layer: by its members if they are at hand, else from its splitstream, noting them for the next time."""
-    place = layer.staged / sink.MEMBERS if layer.staged else cache.layer(layer.digest)
-    try:
-        data = place.read_bytes()
-    except OSError:
-        data = b""
-    found = members.load(data, layer.stream.object_refs, layer.sizes, tree.interned)
+    data = cache.members(layer.digest)
+    if layer.staged:
+        try:
+            data = (layer.staged / sink.MEMBERS).read_bytes()
+        except OSError:
+            data = b""
+    found = members.load(data, layer.stream.object_refs, tree.interned)
     if found is not None:
         whiteouts, nodes, entries, dropped = found
         tree.apply_members(whiteouts, nodes, LayerStats(entries=entries, dropped=dropped), what)
@@ -137,11 +140,12 @@ def _apply(repository: Repository, tree: LayerTree, layer: Layer, what: str, cac
         cache.keep_layer(layer.digest, writer.pieces())
 
 
-def _images(repository: Repository, root: Node) -> dict[int, bytes]:
-    return {
-        version: write_image(root, version=version, algorithm=repository.algorithm)
-        for version in repository.formats
-    }
+def _images(repository: Repository, root: Node) -> dict[int, tuple[bytes, bytes]]:
+    found = {}
+    for version in repository.formats:
+        image = write_image(root, version=version, algorithm=repository.algorithm)
+        found[version] = (verity.digest(image, repository.algorithm), image)
+    return found
 
 
 def _os_release(root: Node, contents: Contents) -> bytes:
@@ -153,7 +157,7 @@ def _os_release(root: Node, contents: Contents) -> bytes:
 
 
 def _command_line(
-    repository: Repository, root: Node, contents: Contents, current: Slot | None
+    root: Node, contents: Contents, current: Slot | None, settings: Node | None
 ) -> CommandLine:
     """The new command line, ``composefs=`` still the old one: present arguments with the change between both images' kargs.d."""
     new = CommandLine.parse(" ".join(kargs_d.read_tree(root, contents.read)))
@@ -163,10 +167,9 @@ def _command_line(
         " ".join(current.entry.all("options")), f"the boot entry {current.entry.file}"
     )
     old = CommandLine()
-    subtree = image_subtree(repository, current.deployment_id, paths.KARGS_D)
-    if subtree is not None:
+    if settings is not None:
         old = CommandLine.parse(
-            " ".join(kargs_d.read_tree(_rooted(subtree, paths.KARGS_D), contents.read))
+            " ".join(kargs_d.read_tree(_rooted(settings, paths.KARGS_D), contents.read))
         )
     return merge_image_change(options, old, new)
 

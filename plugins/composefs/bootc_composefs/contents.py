@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from typing import BinaryIO, Final
 
 from bootc_composefs.erofs_read import read_subtree
@@ -48,8 +49,10 @@ class Contents:
         return os.fdopen(self._repository.open_object(node.object), "rb", buffering=0)
 
 
-def image_subtree(repository: Repository, deployment_id: str, path: str) -> Node | None:
-    """A directory of a deployment's image; None if it has none of that name.
+def image_subtrees(
+    repository: Repository, deployment_id: str, paths: Iterable[str]
+) -> list[Node | None]:
+    """Directories of a deployment's image, in the order of ``paths``; None for one that it has not. The image is read once.
 
     Raises:
         StorageError: the image is missing or damaged.
@@ -63,4 +66,5 @@ def image_subtree(repository: Repository, deployment_id: str, path: str) -> Node
             expected=f"a digest of {repository.algorithm}",
             catalogue="STATE",
         )
-    return read_subtree(repository.read(digest), path.encode())
+    image = repository.read(digest)
+    return [read_subtree(image, path.encode()) for path in paths]

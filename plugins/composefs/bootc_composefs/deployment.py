@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bootc_composefs import state
-from bootc_composefs.contents import Contents, image_subtree
+from bootc_composefs.contents import Contents, image_subtrees
 from bootc_composefs.repository import Repository
 from bootc_core.errors import StorageError
 from bootc_core.fs import atomic, etc_merge, trees
@@ -47,10 +47,17 @@ def _below(owners: OwnerStore, sysroot: Sysroot, path: str) -> OwnerView | None:
 
 @contextmanager
 def built_state(
-    sysroot: Sysroot, deployment_id: str, root: Node, contents: Contents, origin: bytes
+    sysroot: Sysroot,
+    deployment_id: str,
+    root: Node,
+    contents: Contents,
+    origin: bytes,
+    *,
+    first: bool,
 ) -> Iterator[tuple[OwnerStore, list[tuple[Path, Path]]]]:
     """The deployment's directory, and ``/var`` of the first one, at temporary names: owners, and renames to be done.
 
+    Only the ``first`` one gets its ``etc`` here: that of any other is the merge, which starts from the image.
     What was not renamed when the block ends is removed again.
     """
     deploy, var = sysroot.path / state.DEPLOY, sysroot.path / state.VAR
@@ -63,13 +70,14 @@ def built_state(
         place = deploy / f"{state.TEMPORARY}{os.urandom(8).hex()}"
         renames.append((place, deploy / deployment_id))
         atomic.mkdir(place, 0o755, exist_ok=False)
-        etc_path = f"{state.DEPLOY}/{deployment_id}/{ETC}"
-        trees.populate(
-            place / ETC,
-            lookup(root, ETC.encode()),
-            contents.open,
-            _below(owners, sysroot, etc_path),
-        )
+        if first:
+            etc_path = f"{state.DEPLOY}/{deployment_id}/{ETC}"
+            trees.populate(
+                place / ETC,
+                lookup(root, ETC.encode()),
+                contents.open,
+                _below(owners, sysroot, etc_path),
+            )
         atomic.symlink(_VAR_LINK, place / "var")
         atomic.write_file(place / f"{deployment_id}.origin", origin, sync=False)
         if not var.exists():
@@ -91,34 +99,27 @@ def built_state(
 
 
 def merge_plan(
-    repository: Repository,
-    sysroot: Sysroot,
-    contents: Contents,
-    current: Slot | None,
-    etc: Node | None,
+    sysroot: Sysroot, contents: Contents, current: Slot, old: Node | None, new: Node | None
 ) -> etc_merge.MergePlan:
     """How local changes fit the ``/etc`` of a new image; nothing is changed.
 
     Args:
-        repository: has the images.
         sysroot: has the deployments.
-        contents: of files.
-        current: the deployment whose changes count; None: there are none.
-        etc: the new image's.
+        contents: of files of both images.
+        current: the deployment whose changes count.
+        old: its image's ``/etc``.
+        new: the new image's.
 
     Raises:
         StorageError: something is missing or damaged.
     """
-    if current is None:
-        return etc_merge.MergePlan()
-    pristine, now = _local_etc(repository, sysroot, contents, current, load_owners(sysroot))
-    return etc_merge.plan(pristine, now, trees.scan_tree(etc, contents.open))
+    pristine = trees.scan_tree(old, contents.open)
+    now = _local_etc(sysroot, current, load_owners(sysroot))
+    return etc_merge.plan(pristine, now, trees.scan_tree(new, contents.open))
 
 
-def _local_etc(
-    repository: Repository, sysroot: Sysroot, contents: Contents, current: Slot, owners: OwnerStore
-) -> tuple[trees.ImageTree, trees.DiskTree]:
-    """``/etc`` of the deployment that counts: as its image has it, and as it is."""
+def _local_etc(sysroot: Sysroot, current: Slot, owners: OwnerStore) -> trees.DiskTree:
+    """``/etc`` of the deployment that counts, as it is."""
     path = f"{state.DEPLOY}/{current.deployment_id}/{ETC}"
     directory = sysroot.path / path
     if not directory.is_dir():
@@ -129,8 +130,7 @@ def _local_etc(
             hint="restore it from a copy, or make an empty directory to go on without local changes",
             catalogue="STATE",
         )
-    pristine = trees.scan_tree(image_subtree(repository, current.deployment_id, ETC), contents.open)
-    return pristine, trees.scan_directory(directory, _below(owners, sysroot, path))
+    return trees.scan_directory(directory, _below(owners, sysroot, path))
 
 
 def merge_etc(
@@ -145,8 +145,11 @@ def merge_etc(
     """
     contents = Contents(repository)
     owners = load_owners(sysroot)
-    pristine, now = _local_etc(repository, sysroot, contents, current, owners)
-    new = trees.scan_tree(image_subtree(repository, deployment_id, ETC), contents.open)
+    pristine, new = (
+        trees.scan_tree(image_subtrees(repository, name, [ETC])[0], contents.open)
+        for name in (current.deployment_id, deployment_id)
+    )
+    now = _local_etc(sysroot, current, owners)
     plan = etc_merge.plan(pristine, now, new)
     plan.check()
     directory = sysroot.path / state.DEPLOY / deployment_id

@@ -15,14 +15,14 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from bootc_composefs import sink, splitstream
+from bootc_composefs import members, sink, splitstream
 from bootc_composefs.repository import Repository, missing_object
 from bootc_composefs.splitstream import Splitstream
 from bootc_core import limits, process
@@ -33,6 +33,7 @@ from bootc_core.models.oci import LAYER_TYPES
 from bootc_core.oci.importer import DONE, LayerJob, import_layers
 
 if TYPE_CHECKING:
+    from bootc_composefs.cache import Cache
     from bootc_core.hooks.specs import Emit
     from bootc_core.models.context import Context
     from bootc_core.models.image import FetchedImage
@@ -56,19 +57,23 @@ class Layer:
     """A layer: its splitstream, and that one's digest.
 
     ``staged``: its directory, if it has no name in the repository yet; objects are there or in the repository.
-    ``sizes``: of a known layer's objects, in their order; None for a staged one, whose objects are read back anyway.
     """
 
     digest: bytes
     stream: Splitstream
     staged: Path | None = None
-    sizes: list[int] | None = None
 
 
 def known_layers(
-    repository: Repository, diff_ids: Sequence[str], inventory: Mapping[str, int]
+    repository: Repository, diff_ids: Iterable[str], names: Collection[str]
 ) -> dict[str, Layer]:
-    """Layers of the image that the repository has, whole. A damaged one does not count, so that it is fetched again."""
+    """Layers that the repository has with all their objects. A damaged one does not count, so that it is fetched again.
+
+    Args:
+        repository: where to look.
+        diff_ids: of the layers.
+        names: digests in hex of all objects.
+    """
     found: dict[str, Layer] = {}
     for diff_id in dict.fromkeys(diff_ids):
         digest = repository.resolve(f"streams/oci-layer-{diff_id}")
@@ -80,12 +85,25 @@ def known_layers(
             if problem.catalogue != "INT":
                 raise
             continue
-        sizes = [inventory.get(name.hex(), 0) for name in stream.object_refs]
-        if (
-            min(sizes, default=sink.LARGE_BYTES) > sink.INLINE_BYTES
-        ):  # a power cut leaves empty files
-            found[diff_id] = Layer(digest, stream, None, sizes)
+        if all(name.hex() in names for name in stream.object_refs):
+            found[diff_id] = Layer(digest, stream)
     return found
+
+
+def large_objects(
+    repository: Repository, layers: Iterable[Layer], cache: Cache
+) -> dict[int, list[str]]:
+    """Digests in hex of the objects of layers that arrive in pieces, by their size in bytes."""
+    found: dict[int, dict[str, None]] = {}
+    for layer in layers:
+        digests = layer.stream.object_refs
+        large = members.large(cache.members(layer.digest), sink.LARGE_BYTES)
+        if large is None or max(large, default=0) >= len(digests):
+            large = {number: repository.size(digest) or 0 for number, digest in enumerate(digests)}
+        for number, size in large.items():
+            if size > sink.LARGE_BYTES:
+                found.setdefault(size, {})[digests[number].hex()] = None
+    return {size: list(names) for size, names in found.items()}
 
 
 def _is_whole(repository: Repository, digest: bytes) -> bool:
@@ -149,6 +167,7 @@ class Imported:
     layers: dict[str, Layer]
     bytes_new: int
     _repository: Repository
+    _names: set[str]
     _checks: dict[Path, int]
     _step: Callable[[str, str], None]
 
@@ -190,17 +209,23 @@ class Imported:
             for number, name in enumerate(sorted(os.listdir(objects))):
                 if repository.digest(name) is not None:
                     repository.publish(f"{objects}/{name}", name)
+                    self._names.add(name)
                 if number % _CHECKPOINT == 0:
                     await trio.lowlevel.checkpoint()
             for digest in layer.stream.object_refs:
-                if not _is_whole(repository, digest):
+                if digest.hex() not in self._names:
                     raise missing_object(digest)
-            repository.put(layer.stream.data)
+            repository.put(layer.stream.data, layer.digest)
         repository.staged = ()
 
 
 async def import_missing(
-    context: Context, image: FetchedImage, sysroot: Sysroot, repository: Repository, emit: Emit
+    context: Context,
+    image: FetchedImage,
+    sysroot: Sysroot,
+    repository: Repository,
+    cache: Cache,
+    emit: Emit,
 ) -> Imported:
     """Fetch the layers that the repository has not, into staging; nothing is synced or named yet.
 
@@ -211,8 +236,8 @@ async def import_missing(
     """
     diff_ids = image.config.rootfs.diff_ids
     descriptors = dict(zip(diff_ids, image.manifest.layers, strict=True))
-    inventory = repository.inventory()
-    layers = known_layers(repository, diff_ids, inventory)
+    names = repository.names()
+    layers = known_layers(repository, diff_ids, names)
     jobs = [
         LayerJob(descriptor, diff_id, LAYER_TYPES[descriptor.media_type])
         for diff_id, descriptor in descriptors.items()
@@ -232,7 +257,7 @@ async def import_missing(
     def step(name: str, description: str) -> None:
         emit(events.StepProgressed(context.transaction, name, description))
 
-    imported = Imported(layers, 0, repository, {}, step)
+    imported = Imported(layers, 0, repository, names, {}, step)
     if not jobs:
         return imported
     check_space(
@@ -243,7 +268,8 @@ async def import_missing(
         atomic.mkdir(directory, 0o700)
     for job in jobs:
         _drop_incomplete(repository, _layer_directory(staging, job.diff_id))
-    large = repository.large_objects(inventory, sink.LARGE_BYTES)
+    others = known_layers(repository, set(repository.layers()) - set(layers), names)
+    large = large_objects(repository, (*layers.values(), *others.values()), cache)
     results = await import_layers(
         image,
         jobs,

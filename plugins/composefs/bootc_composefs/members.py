@@ -140,15 +140,12 @@ def noted(
         yield found
 
 
-def load(
-    data: bytes, object_refs: list[bytes], sizes: list[int] | None, interned: dict[Xattrs, Xattrs]
-) -> Members | None:
+def load(data: bytes, object_refs: list[bytes], interned: dict[Xattrs, Xattrs]) -> Members | None:
     """What the merge needs of a layer's members; None if ``data`` is not whole, or not of this layer.
 
     Args:
         data: the file.
         object_refs: digests of the layer's objects.
-        sizes: their real sizes: members say the same, or ``data`` is refused; None: those that wrote both say so.
         interned: equal attributes, once.
 
     Returns:
@@ -156,14 +153,26 @@ def load(
         them, devices and all else inside ``/dev``, were left out.
     """
     try:
-        return _load(data, object_refs, sizes, interned)
+        return _load(data, object_refs, interned)
     except (struct.error, LookupError, ValueError, StopIteration, MemoryError):
         return None
 
 
-def _load(
-    data: bytes, object_refs: list[bytes], sizes: list[int] | None, interned: dict[Xattrs, Xattrs]
-) -> Members | None:
+def large(data: bytes, above: int) -> dict[int, int] | None:
+    """Indices of a layer's objects of more than ``above`` bytes, with their sizes; None if ``data`` is not whole."""
+    found = _columns(data)
+    if found is None:
+        return None
+    _, references, _, sizes, *_ = found[0]
+    return {
+        reference: size
+        for reference, size in zip(references, sizes, strict=True)
+        if size > above and reference < NONE
+    }
+
+
+def _columns(data: bytes) -> tuple[list[array[int]], int, int, tuple[int, int, int]] | None:
+    """The columns, where the blobs begin, how many metas there are, and the sizes of the blobs."""
     if len(data) < _head.size:
         return None
     magic, version, crc, count, kinds, texts, *blobs = _head.unpack_from(data)
@@ -182,8 +191,17 @@ def _load(
         place = end
     if place + sum(blobs) != len(data) or crc32(view[_head.size :]) != crc:
         return None
+    return columns, place, kinds, (blobs[0], blobs[1], blobs[2])
+
+
+def _load(data: bytes, object_refs: list[bytes], interned: dict[Xattrs, Xattrs]) -> Members | None:
+    found = _columns(data)
+    if found is None:
+        return None
+    columns, place, kinds, blobs = found
+    view = memoryview(data)
     # From here on the bytes are those that this program wrote.
-    numbers, references, seconds, members_sizes, nanos, lengths = columns
+    numbers, references, seconds, sizes, nanos, lengths = columns
     metas = _metas(view[place : place + blobs[0]], kinds, interned)
     place += blobs[0]
     paths = data[place : place + blobs[1]].split(b"\0")
@@ -193,9 +211,8 @@ def _load(
     members: list[tuple[bytes, Node | bytes]] = []
     append = members.append
     dropped = 0
-    known = len(object_refs)
     for path, number, reference, second, size, nano in zip(
-        paths, numbers, references, seconds, members_sizes, nanos, strict=False
+        paths, numbers, references, seconds, sizes, nanos, strict=False
     ):
         kind, mode, uid, gid, xattrs = metas[number]
         inline = next(pieces) if reference == TEXT else None
@@ -210,14 +227,12 @@ def _load(
             continue
         name = None
         if inline is None and reference != NONE:
-            if reference >= known or (sizes is not None and sizes[reference] != size):
-                return None
             name = object_refs[reference]
         node = Node(
             mode, uid, gid, second, nano, size=size, inline=inline, object=name, xattrs=xattrs
         )
         append((path, node))
-    return whiteouts, members, count, dropped
+    return whiteouts, members, len(numbers), dropped
 
 
 def _metas(

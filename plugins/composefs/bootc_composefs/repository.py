@@ -22,7 +22,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -161,26 +161,18 @@ class Repository:
             return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
-    def inventory(self) -> dict[str, int]:
-        """Bytes of every object by its digest in hex: one pass, cheaper than asking for each."""
-        found: dict[str, int] = {}
+    def names(self) -> set[str]:
+        """Digests in hex of all objects: one pass over the directories, cheaper than asking for each.
+
+        A name says that the content is there: it is given after the content has reached the medium.
+        """
+        found: set[str] = set()
         with atomic.mapped("read", self._objects):
             for folder in os.listdir(self._objects):
-                if len(folder) != 2:
-                    continue
-                with os.scandir(f"{self._objects}/{folder}") as listing:
-                    for entry in listing:
-                        if entry.is_file(follow_symlinks=False):
-                            size = entry.stat(follow_symlinks=False).st_size
-                            found[folder + entry.name] = size
-        return found
-
-    def large_objects(self, inventory: Mapping[str, int], above: int) -> dict[int, list[str]]:
-        """Digests in hex of the objects of more than ``above`` bytes, by size."""
-        found: dict[int, list[str]] = {}
-        for hexed, size in inventory.items():
-            if size > above and self.digest(hexed) is not None:
-                found.setdefault(size, []).append(hexed)
+                if len(folder) == 2:
+                    found.update(
+                        [folder + name for name in os.listdir(f"{self._objects}/{folder}")]
+                    )
         return found
 
     def open_object(self, digest: bytes) -> int:
@@ -245,15 +237,19 @@ class Repository:
             atomic.mkdir(f"{self._objects}/{name}")
             self._folders.add(name)
 
-    def put(self, data: bytes) -> bytes:
+    def put(self, data: bytes, digest: bytes | None = None) -> bytes:
         """Make ``data`` an object; returns its digest. Not synced: sync the file system before naming it in a link.
 
         One that is there already is compared, since a power cut may have left its name with another content.
 
+        Args:
+            data: the content.
+            digest: its digest, where it was computed already.
+
         Raises:
             StorageError: it cannot be written.
         """
-        digest = verity.digest(data, self.algorithm)
+        digest = verity.digest(data, self.algorithm) if digest is None else digest
         hexed = digest.hex()
         target = self._object(hexed)
         if self.size(digest) == len(data):
@@ -393,6 +389,12 @@ class Repository:
     def has_streams(self) -> bool:
         """Is anything in the repository that a new image could share?"""
         return bool(links(self.path / "streams"))
+
+    def layers(self) -> list[str]:
+        """DiffIDs of all layers that have a name."""
+        prefix = "oci-layer-"
+        names = [name for name, _ in links(self.path / "streams")]
+        return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
     def stream(self, name: str) -> Splitstream | None:
         """The splitstream that ``streams/NAME`` names, checked against its digest; None if there is no such link.

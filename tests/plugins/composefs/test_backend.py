@@ -351,11 +351,14 @@ def test_the_same_image_twice_is_refused_by_name(host, one, two):
 def test_a_leftover_of_an_interrupted_run_is_made_anew(host, one, two):
     host.deploy(one)
     staged = host.stage(two)
-    (host.etc(staged.deployment_id) / "hostname").write_text("torn")
+    name = staged.deployment_id
+    origin = state.deployment_path(host.sysroot, name) / f"{name}.origin"
+    whole = origin.read_bytes()
+    origin.write_text("torn")
     host.events.clear()
     again = host.stage(two)
-    assert again.deployment_id == staged.deployment_id
-    assert (host.etc(staged.deployment_id) / "hostname").read_text() == "image two"
+    assert again.deployment_id == name
+    assert origin.read_bytes() == whole
     assert host.kinds(events.LayersPlanned)[0].layers_needed == 0
     assert host.kinds(events.BlobCompleted) == []
 
