@@ -35,13 +35,13 @@ Digest = Annotated[str, AfterValidator(check_digest)]
 class Model(BaseModel):
     """A document of our own: immutable, strict, unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 class WireModel(BaseModel):
     """A document of a foreign format: immutable, strictly typed, unknown keys ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, defer_build=True)
 
 
 class TrustModel(Model):

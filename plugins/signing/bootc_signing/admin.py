@@ -22,14 +22,12 @@ _KEPT: Final = 32  # records; a host has a handful of deployments
 
 
 def remember(context: Context) -> None:
-    """Note the version that was staged; images that nobody verified are not remembered.
+    """Note the version that was staged.
 
     Raises:
         StorageError: the memory is damaged, or cannot be written.
     """
-    if context.signature is SignatureMode.INSECURE or context.to_image is None:
-        return
-    if context.dry_run or context.to_image.digest is None:
+    if context.dry_run or context.to_image is None or context.to_image.digest is None:
         return
     state = Path(context.sysroot) / "bootc"
     record = evidence.load(state, context.to_image.digest)

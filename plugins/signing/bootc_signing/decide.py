@@ -330,13 +330,6 @@ def remembered(
     return replace(answer, evidence=(*answer.evidence, note))
 
 
-def answer_insecure() -> PolicyAnswer:
-    """The answer where the administrator switched verification off."""
-    return PolicyAnswer(
-        accept=True, reason=f"signature verification was switched off ({FLAG})", rule=FLAG
-    )
-
-
 def answer_missing(places: tuple[str, ...]) -> PolicyAnswer:
     """The answer where there is no policy at all: refused, never "accept"."""
     return PolicyAnswer(
@@ -349,8 +342,6 @@ def answer_missing(places: tuple[str, ...]) -> PolicyAnswer:
 
 async def verify(context: Context, image: FetchedImage) -> PolicyAnswer:
     """The plugin's answer for a transaction; what it is built on is kept for ``bootc trust recheck``."""
-    if context.signature is SignatureMode.INSECURE:
-        return answer_insecure()
     from bootc_signing import evidence
 
     found = await trio.to_thread.run_sync(settings, Path(context.config_root), image.requested)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bootc_core.models.reference import ImageReference
 
 BOOTC_API = 1
+_FLAG = "--no-signature-verification"
 
 
 @hookimpl
@@ -27,6 +28,12 @@ def bootc_register_policies() -> Sequence[PolicyOffer]:
 @hookimpl
 async def bootc_verify(context: Context, image: FetchedImage) -> PolicyAnswer:
     """What policy.json and the trust policies say, by the name that the administrator gave the image."""
+    from bootc_core.models.context import SignatureMode
+    from bootc_core.models.image import PolicyAnswer
+
+    if context.signature is SignatureMode.INSECURE:
+        reason = f"signature verification was switched off ({_FLAG})"
+        return PolicyAnswer(accept=True, reason=reason, rule=_FLAG)
     from bootc_signing.decide import verify
 
     return await verify(context, image)
@@ -34,7 +41,11 @@ async def bootc_verify(context: Context, image: FetchedImage) -> PolicyAnswer:
 
 @hookimpl
 async def bootc_after_stage(context: Context) -> None:
-    """Remember the version that this host is brought to."""
+    """Remember the version that this host is brought to; images that nobody verified are not remembered."""
+    from bootc_core.models.context import SignatureMode
+
+    if context.signature is SignatureMode.INSECURE:
+        return
     from bootc_signing.admin import remember
 
     remember(context)
