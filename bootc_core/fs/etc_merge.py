@@ -59,6 +59,7 @@ __all__ = [
     "Tree",
     "build_merged",
     "changes_text",
+    "conflicts",
     "merged",
     "plan",
     "populate",
@@ -123,12 +124,9 @@ def plan(pristine: Tree, current: Tree, new: Tree) -> MergePlan:
         if not entry.counts:
             if before is None or before.kind != entry.kind:
                 skipped.append(path)
-            continue
-        if before is None or not before.counts:
+        elif before is None or not before.counts:
             added.append(path)
-        elif not entry.same_metadata(before) or (
-            entry.kind == "f" and not _same_content(pristine, current, path)
-        ):
+        elif _is_modified(pristine, current, path):
             modified.append(path)
     removed = [
         path
@@ -139,19 +137,8 @@ def plan(pristine: Tree, current: Tree, new: Tree) -> MergePlan:
         and _parent_is_directory(now, path)
     ]
     changed = set(added) | set(modified)
-    conflicts = []
-    for path in sorted(changed):
-        after, before = then.get(path), old.get(path)
-        if after is None or (after.kind == "d") == (now[path].kind == "d"):
-            continue
-        if before is not None and (before.kind == "d") == (after.kind == "d"):
-            continue  # the image is as it was: the administrator replaced it, and local wins
-        reason = (
-            f"Directory '{printable(path)}' now defaults to a file in new etc"
-            if now[path].kind == "d"
-            else f"File '{printable(path)}' now defaults to a directory in new etc"
-        )
-        conflicts.append(Conflict(path, reason))
+    clashes = ((path, _clash(old, now, then, path)) for path in sorted(changed))
+    refused = [Conflict(path, reason) for path, reason in clashes if reason]
     readded: set[bytes] = set()
     for path in changed:
         parent = path
@@ -166,9 +153,49 @@ def plan(pristine: Tree, current: Tree, new: Tree) -> MergePlan:
         tuple(sorted(modified)),
         tuple(sorted(removed)),
         tuple(sorted(readded)),
-        tuple(conflicts),
+        tuple(refused),
         tuple(sorted(skipped)),
     )
+
+
+def conflicts(pristine: Tree, current: Tree, new: Tree) -> MergePlan:
+    """The part of ``plan`` that could refuse the merge; few contents are read, most often none.
+
+    Raises:
+        StorageError, ContentError: as ``open`` of the trees.
+    """
+    old, now, then = pristine.entries, current.entries, new.entries
+    found = []
+    for path, entry in now.items():
+        reason = _clash(old, now, then, path) if entry.counts else None
+        if reason is None:
+            continue
+        before = old.get(path)
+        if before is None or not before.counts or _is_modified(pristine, current, path):
+            found.append(Conflict(path, reason))
+    return MergePlan(conflicts=tuple(sorted(found, key=lambda conflict: conflict.path)))
+
+
+def _clash(
+    old: Mapping[bytes, Entry], now: Mapping[bytes, Entry], then: Mapping[bytes, Entry], path: bytes
+) -> str | None:
+    """Why a local change of ``path`` cannot be kept; None if it can."""
+    after, before = then.get(path), old.get(path)
+    if after is None or (after.kind == "d") == (now[path].kind == "d"):
+        return None
+    if before is not None and (before.kind == "d") == (after.kind == "d"):
+        return None  # the image is as it was: the administrator replaced it, and local wins
+    if now[path].kind == "d":
+        return f"Directory '{printable(path)}' now defaults to a file in new etc"
+    return f"File '{printable(path)}' now defaults to a directory in new etc"
+
+
+def _is_modified(pristine: Tree, current: Tree, path: bytes) -> bool:
+    """Is what both have at ``path`` different? Contents are read if all else is equal."""
+    before, entry = pristine.entries[path], current.entries[path]
+    if not entry.same_metadata(before):
+        return True
+    return entry.kind == "f" and not _same_content(pristine, current, path)
 
 
 def _parent_is_directory(entries: Mapping[bytes, Entry], path: bytes) -> bool:

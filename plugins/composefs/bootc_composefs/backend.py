@@ -27,10 +27,10 @@ from bootc_composefs.contents import Contents, image_subtrees
 from bootc_composefs.deployment import (
     ETC,
     built_state,
+    check_etc,
     drop_temporary,
     load_owners,
     merge_etc,
-    merge_plan,
 )
 from bootc_composefs.layers import drop_unfinished, import_missing, spool
 from bootc_composefs.repository import Repository
@@ -96,7 +96,7 @@ async def stage(
         _refuse_existing(sysroot, composed.deployment_id, present, current)
         etc = lookup(composed.root, ETC.encode())
         if current is not None:
-            merge_plan(sysroot, Contents(repository), current, old_etc, etc).check()
+            check_etc(sysroot, Contents(repository), current, old_etc, etc)
         await trio.lowlevel.checkpoint()
         emit(events.StepProgressed(context.transaction, "deploying", "Creating the deployment"))
         binaries = _boot_files(repository, sysroot, composed, present)

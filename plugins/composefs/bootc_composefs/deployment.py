@@ -98,10 +98,10 @@ def built_state(
                 atomic.rmtree(source)
 
 
-def merge_plan(
+def check_etc(
     sysroot: Sysroot, contents: Contents, current: Slot, old: Node | None, new: Node | None
-) -> etc_merge.MergePlan:
-    """How local changes fit the ``/etc`` of a new image; nothing is changed.
+) -> None:
+    """Refuse an image whose ``/etc`` cannot take the local changes.
 
     Args:
         sysroot: has the deployments.
@@ -111,11 +111,11 @@ def merge_plan(
         new: the new image's.
 
     Raises:
-        StorageError: something is missing or damaged.
+        StorageError: conflicts, or something is missing or damaged.
     """
     pristine = trees.scan_tree(old, contents.open)
     now = _local_etc(sysroot, current, load_owners(sysroot))
-    return etc_merge.plan(pristine, now, trees.scan_tree(new, contents.open))
+    etc_merge.conflicts(pristine, now, trees.scan_tree(new, contents.open)).check()
 
 
 def _local_etc(sysroot: Sysroot, current: Slot, owners: OwnerStore) -> trees.DiskTree:

@@ -23,6 +23,7 @@ from bootc_core.fs.etc_merge import (
     Tree,
     build_merged,
     changes_text,
+    conflicts,
     merged,
     plan,
     populate,
@@ -421,6 +422,12 @@ def test_unchanged_image_gives_the_current_state(pristine: Spec, current: Spec) 
     changes = plan(tree(pristine), tree(current), tree(pristine))
     assert not changes.conflicts
     assert result_of(tree(current), tree(pristine), changes) == table(tree(current))
+
+
+@given(trees, trees, trees)
+def test_conflicts_alone_are_those_of_the_plan(pristine: Spec, current: Spec, new: Spec) -> None:
+    old, now, then = tree(pristine), tree(current), tree(new)
+    assert conflicts(old, now, then).conflicts == plan(old, now, then).conflicts
 
 
 @given(trees, trees, trees)
