@@ -2,6 +2,8 @@
 
 {"depl_id": ID, "finalization_locked": bool,             the original's two keys
  "bootc": {"digest": ..., "staged": {StagedDeployment}}}  ours
+
+On the running host a backend's library may keep that itself (``BackendOffer.live_staging``).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from bootc_core import limits
 from bootc_core.engine.sysroots import Storage
 from bootc_core.fs import atomic
+from bootc_core.hooks.offers import LiveStaging
 from bootc_core.models.image import StagedDeployment
 
 
@@ -33,8 +36,15 @@ class StagedNotice:
         return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
+def _library(storage: Storage) -> LiveStaging | None:
+    return storage.backend.offer.live_staging if storage.sysroot.live else None
+
+
 def read_notice(storage: Storage) -> StagedNotice | None:
     """The notice of a staged deployment, or None if there is none or it is unreadable (then there is nothing staged)."""
+    if (library := _library(storage)) is not None:
+        found = library.read(storage.sysroot)
+        return StagedNotice(*found) if found else None
     try:
         value = json.loads(storage.sysroot.staged_file.read_bytes()[: limits.SETTINGS_FILE_BYTES])
         extra = value["bootc"]
@@ -49,11 +59,16 @@ def read_notice(storage: Storage) -> StagedNotice | None:
 
 def write_notice(storage: Storage, notice: StagedNotice) -> None:
     """Record ``notice``, durably."""
+    if (library := _library(storage)) is not None:
+        library.lock(storage.sysroot, notice.locked)
+        return
     atomic.write_file(storage.sysroot.staged_file, notice.to_bytes())
 
 
 def drop_notice(storage: Storage, staged: StagedDeployment) -> None:
     """Remove the notice of ``staged``; another deployment's notice stays."""
+    if _library(storage) is not None:
+        return  # the backend's discard did
     notice = read_notice(storage)
     if notice is None or notice.staged.deployment_id == staged.deployment_id:
         atomic.unlink(storage.sysroot.staged_file)

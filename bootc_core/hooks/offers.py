@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bootc_core.models.boot import BootPlan, PresentEntry
     from bootc_core.models.context import Context
     from bootc_core.models.host import HostStatus
-    from bootc_core.models.image import FetchedImage, PolicyAnswer
+    from bootc_core.models.image import FetchedImage, PolicyAnswer, StagedDeployment
     from bootc_core.models.reference import ImageReference
     from bootc_core.models.sysroot import Sysroot
 
@@ -39,6 +39,20 @@ class TransportOffer:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveStaging:
+    """How a backend keeps what is staged on the running host, if its own library does that and finalizes it at shutdown.
+
+    Attributes:
+        read: what is staged, whether finalizing is locked, and the digest of its image's manifest; None: nothing, or nothing
+            from an image.
+        lock: locks finalizing (``--download-only``), or unlocks it.
+    """
+
+    read: Callable[[Sysroot], tuple[StagedDeployment, bool, str] | None]
+    lock: Callable[[Sysroot, bool], None]
+
+
+@dataclass(frozen=True, slots=True)
 class BackendOffer:
     """A storage backend.
 
@@ -54,6 +68,7 @@ class BackendOffer:
         only_bootloader: the one bootloader that a backend works with which makes its boot entries effective itself.
         note_update: remembers the newest image that a reference was seen to name, for ``cachedUpdate`` in status. Called by
             ``upgrade --check``; a failure only warns.
+        live_staging: where the backend's library keeps what is staged on the running host; None: in our own notice.
     """
 
     name: str
@@ -64,6 +79,7 @@ class BackendOffer:
     manifest: Callable[[Sysroot, str], bytes | None]
     only_bootloader: str | None = None
     note_update: Callable[[Sysroot, ImageReference, FetchedImage], None] | None = None
+    live_staging: LiveStaging | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,10 @@
     rollback   libostree writes the two deployments in the other order
     prune      refs that no deployment needs, then libostree's own cleanup
 
-On an offline sysroot the deployment that boots next gives its ``/etc`` and kernel arguments. libostree writes the boot
-entries below ``boot/loader`` itself, so the bootloader that goes with it, ``none``, only reads them. Owners and devices need root.
+On an offline sysroot the deployment that boots next gives its ``/etc`` and kernel arguments, on the running host the booted one.
+There ``stage`` ends with libostree's staged deployment, and finalizing is the work of ostree-finalize-staged.service at
+shutdown. libostree writes the boot entries below ``boot/loader`` itself, so the bootloader that goes with it, ``none``, only
+reads them. Owners and devices need root.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import datetime
-from typing import BinaryIO, Final
+from pathlib import Path
+from typing import Any, BinaryIO, Final
 
 import trio
 
-from bootc_core import limits
+from bootc_core import limits, paths
 from bootc_core.boot import kargs_d
 from bootc_core.boot.kernel import find_kernel
 from bootc_core.errors import StorageError, UnsupportedEnvironmentError
@@ -39,10 +42,11 @@ from bootc_ostree import compose, layers, objects, state
 from bootc_ostree.libostree import VAR_FROM_COMMIT, Deployed, at_least
 from bootc_ostree.libostree import Sysroot as OstreeSysroot
 from bootc_ostree.repo import BLOBS, IMAGES, Repo
-from bootc_ostree.state import STATEROOT, Present, deployments, staged_commit
+from bootc_ostree.state import STATEROOT, Present, booted, deployments, staged_commit
 
 Emit = Callable[[events.Event], None]
 IMPORTER: Final = "1"
+_REBOOT_REQUIRED: Final = Path("/run/reboot-required")
 
 
 def _need_root() -> None:
@@ -63,6 +67,14 @@ def initialise(sysroot: Sysroot) -> Repo:
     """
     _need_root()
     repo = Repo(sysroot.path)
+    if not sysroot.live and sysroot.boot_dir != sysroot.path / paths.BOOT:
+        raise UnsupportedEnvironmentError(
+            "the ostree backend writes its boot entries into the sysroot",
+            reference="boot-dir",
+            expected=str(sysroot.path / paths.BOOT),
+            found=str(sysroot.boot_dir),
+            hint="mount the boot partition there, and leave --boot-dir out",
+        )
     if not (repo.path / "config").exists():
         for arguments in (
             ["admin", "init-fs", "--modern", str(sysroot.path)],
@@ -84,6 +96,13 @@ async def stage(
 ) -> StagedDeployment:
     """See ``bootc_stage``."""
     fetched = image.image
+    if sysroot.live and booted(sysroot, deployments(sysroot)) is None:
+        raise StorageError(
+            "no boot entry is that of the running system",
+            reference="not-booted",
+            hint="ostree admin status shows the deployments; is /boot mounted?",
+            catalogue="STATE",
+        )
     repo = initialise(sysroot)
 
     def step(name: str, description: str) -> None:
@@ -135,34 +154,60 @@ async def stage(
     for left in (sysroot.state / "spool").glob("ostree-*"):
         atomic.rmtree(left)  # this run's, and those of runs that were never repeated
     present = deployments(sysroot)
+    base = booted(sysroot, present)
     if not present:
         _populate_var(repo, sysroot, var)
+    stateroot = base.stateroot if base else STATEROOT
+    details = {
+        "commit": commit,
+        "stateroot": stateroot,
+        "options": [str(parameter) for parameter in options],
+        "origin": _origin(context, image).to_bytes().decode(),
+    }
+    name = f"{commit}.{_next_serial(present, stateroot, commit)}"
+    if sysroot.live:
+        step("deploying", "Checking out")
+        name = _stage_live(sysroot, details)
+        _announce(sysroot, fetched.digest)
     return StagedDeployment(
-        backend="ostree",
-        deployment_id=f"{commit}.{_next_serial(present, commit)}",
-        details={
-            "commit": commit,
-            "stateroot": _stateroot(present),
-            "options": [str(parameter) for parameter in options],
-            "origin": _origin(context, image).to_bytes().decode(),
-        },
-        bytes_new=imported.bytes_new,
+        backend="ostree", deployment_id=name, details=details, bytes_new=imported.bytes_new
     )
 
 
-def _stateroot(present: list[Present]) -> str:
-    """The group of deployments that goes on: that of the one which boots next."""
-    return present[0].stateroot if present else STATEROOT
-
-
-def _next_serial(present: list[Present], commit: str) -> int:
+def _next_serial(present: list[Present], stateroot: str, commit: str) -> int:
     """What libostree numbers the next deployment of a commit with."""
-    mine = [
-        one.serial
-        for one in present
-        if one.checksum == commit and one.stateroot == _stateroot(present)
-    ]
+    mine = [one.serial for one in present if one.checksum == commit and one.stateroot == stateroot]
     return max(mine, default=-1) + 1
+
+
+def _open(sysroot: Sysroot) -> OstreeSysroot:
+    return OstreeSysroot(Path("/") if sysroot.live else sysroot.path)
+
+
+def _stage_live(sysroot: Sysroot, details: dict[str, Any]) -> str:
+    """Have libostree stage a commit on the running host; the deployment's name. What was staged goes."""
+    with _open(sysroot) as handle:
+        merge = next((one for one in handle.deployments() if one.booted), None)
+        return handle.deploy(
+            details["stateroot"],
+            details["commit"],
+            details["origin"],
+            details["options"],
+            merge,
+            staged=True,
+        ).name
+
+
+def _announce(sysroot: Sysroot, digest: object) -> None:
+    """Tell other programs of the running host that something changed: kured by a file, bootc-status-updated.path by a time."""
+    if not sysroot.live:
+        return
+    text = f"bootc: Reboot required for image: {digest}"
+    atomic.write_file(_REBOOT_REQUIRED, text.encode(), sync=False)
+    watched = sysroot.path / "ostree/bootc"
+    atomic.mkdir(watched)
+    with atomic.mapped("touch", watched):
+        os.utime(watched)
 
 
 def _created(image: FetchedImage) -> int:
@@ -212,28 +257,28 @@ def _options(repo: Repo, sysroot: Sysroot, root: Node) -> CommandLine:
 
     new = [CommandLine.parse(text).parameters for text in kargs_d.read_tree(root, read_file)]
     wanted = [parameter for group in new for parameter in group]
-    present = deployments(sysroot)
-    if not present:
+    present = booted(sysroot, deployments(sysroot))
+    if present is None:
         return CommandLine().add(wanted).checked()
     old: list[Parameter] = []
-    commit = present[0].checksum
+    commit = present.checksum
     for name in repo.list_files(commit, "usr/lib/bootc/kargs.d"):
         data = repo.lookup(commit, f"usr/lib/bootc/kargs.d/{name}")
         if name.endswith(".toml") and data is not None:
             for text in kargs_d.parse(name, data, kargs_d.architecture()):
                 old += CommandLine.parse(text).parameters
-    return merge_image_change(
-        CommandLine.parse(present[0].options).remove_key("ostree"), old, wanted
-    )
+    return merge_image_change(CommandLine.parse(present.options).remove_key("ostree"), old, wanted)
 
 
 async def finalize(
     context: Context, sysroot: Sysroot, staged: StagedDeployment, emit: Emit
 ) -> BootPlan:
-    """See ``bootc_finalize``: the switch happens in here, by libostree."""
+    """See ``bootc_finalize``: the switch happens in here, by libostree; for the running host by its service at shutdown."""
+    if sysroot.live:
+        return BootPlan(effective=True)
     commit = str(staged.details["commit"])
     emit(events.StepProgressed(context.transaction, "deploying", "Checking out and merging /etc"))
-    with OstreeSysroot(sysroot.path) as handle:
+    with _open(sysroot) as handle:
         present = handle.deployments()
         if present and present[0].name == staged.deployment_id:
             return BootPlan(effective=True)  # an interrupted run had got that far
@@ -250,33 +295,44 @@ async def finalize(
 
 
 async def rollback(context: Context, sysroot: Sysroot) -> BootPlan:
-    """See ``bootc_rollback``."""
+    """See ``bootc_rollback``: the first two change places. On the running host again: what runs comes first again."""
     del context
     _need_root()
-    with OstreeSysroot(sysroot.path) as handle:
-        present = handle.deployments()
-        mine = [one for one in present if one.stateroot == present[0].stateroot]
-        if len(mine) < 2:
+    with _open(sysroot) as handle:
+        present = [one for one in handle.deployments() if not one.staged]
+        running = next((one for one in present if one.booted), present[0] if present else None)
+        mine = [one for one in present if running and one.stateroot == running.stateroot]
+        if running is None or len(mine) < 2:
             raise StorageError(
                 "No rollback available",
                 reference="no-rollback",
                 hint="there is one deployment only; switch or upgrade makes another",
                 catalogue="STATE",
             )
-        order = [mine[1], mine[0], *(one for one in present if one not in mine[:2])]
+        # what runs comes first again if another one was queued before it
+        first, second = mine[1] if running is mine[0] else running, mine[0]
+        order = [first, second, *(one for one in present if one not in (first, second))]
         handle.write_order(order)
-        return BootPlan(entries=(mine[1].name, mine[0].name), effective=True)
+    if sysroot.live:
+        metadata = Repo(sysroot.path).read_commit(first.checksum)["metadata"]
+        _announce(sysroot, metadata.get("ostree.manifest-digest", first.checksum))
+    return BootPlan(entries=(first.name, second.name), effective=True)
 
 
 async def discard(
     context: Context, sysroot: Sysroot, staged: StagedDeployment | None
 ) -> BootPlan | None:
     """See ``bootc_discard``: checkouts that are not listed go; refs and objects go with ``prune``."""
-    del context, staged
+    del context
     if not (sysroot.path / "ostree/repo/config").exists():
         return None
     if any(sysroot.path.glob("ostree/deploy/*/deploy/*")):
-        with OstreeSysroot(sysroot.path) as handle:
+        with _open(sysroot) as handle:
+            present = handle.deployments()
+            if staged is not None and any(
+                one.staged and one.name == staged.deployment_id for one in present
+            ):
+                handle.write_order([one for one in present if not one.staged])
             handle.cleanup(prune=False)
     for path in (sysroot.state / "spool").glob("ostree-*"):
         if not any(path.glob("*/done.json")):
@@ -318,7 +374,7 @@ async def prune(context: Context, sysroot: Sysroot) -> bool:
         for path in repo.cache.iterdir():
             if path.stem not in diff_ids:
                 atomic.unlink(path)
-    with OstreeSysroot(sysroot.path) as handle:
+    with _open(sysroot) as handle:
         handle.cleanup()
     return True
 

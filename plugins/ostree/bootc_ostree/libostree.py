@@ -20,6 +20,12 @@ from bootc_core.errors import StorageError, UnsupportedEnvironmentError, printab
 OLDEST: Final = (2022, 7)  # Debian 12's
 VAR_FROM_COMMIT: Final = (2024, 3)  # from here on a new stateroot's /var comes from the commit
 
+SOFT_REBOOT: Final = (2025, 3)
+SOFT_REBOOT_STAGED: Final = (2025, 7)  # from here on also of what is only staged
+
+_REFS_ONLY: Final = 2
+_DEPLOY: Final = [c_void_p, c_char_p, c_char_p, *[c_void_p] * 6]
+
 
 class _GError(ctypes.Structure):
     _fields_ = (("domain", ctypes.c_uint32), ("code", c_int), ("message", c_char_p))
@@ -27,6 +33,25 @@ class _GError(ctypes.Structure):
 
 class _GPtrArray(ctypes.Structure):
     _fields_ = (("pdata", POINTER(c_void_p)), ("len", ctypes.c_uint))
+
+
+class _WriteOptions(ctypes.Structure):
+    _fields_ = (
+        ("do_postclean", c_int),
+        ("unused_bools", c_int * 7),
+        ("unused_ints", c_int * 7),
+        ("unused_ptrs", c_void_p * 7),
+    )
+
+
+class _PruneOptions(ctypes.Structure):
+    _fields_ = (
+        ("flags", c_int),
+        ("reachable", c_void_p),
+        ("unused_bools", c_int * 6),
+        ("unused_ints", c_int * 6),
+        ("unused_ptrs", c_void_p * 7),
+    )
 
 
 @lru_cache(maxsize=1)
@@ -55,24 +80,16 @@ def _library() -> tuple[ctypes.CDLL, ctypes.CDLL, ctypes.CDLL]:
         ("ostree_sysroot_new", c_void_p, [c_void_p]),
         ("ostree_sysroot_load", c_int, [c_void_p, c_void_p, c_void_p]),
         ("ostree_sysroot_get_deployments", POINTER(_GPtrArray), [c_void_p]),
-        ("ostree_sysroot_write_deployments", c_int, [c_void_p, c_void_p, c_void_p, c_void_p]),
-        ("ostree_sysroot_get_merge_deployment", c_void_p, [c_void_p, c_char_p]),
-        (
-            "ostree_sysroot_deploy_tree",
-            c_int,
-            [
-                c_void_p,
-                c_char_p,
-                c_char_p,
-                c_void_p,
-                c_void_p,
-                c_void_p,
-                c_void_p,
-                c_void_p,
-                c_void_p,
-            ],
-        ),
-        ("ostree_sysroot_cleanup", c_int, [c_void_p, c_void_p, c_void_p]),
+        ("ostree_sysroot_write_deployments_with_options", c_int, [c_void_p] * 5),
+        ("ostree_sysroot_deploy_tree", c_int, _DEPLOY),
+        ("ostree_sysroot_stage_tree", c_int, _DEPLOY),
+        ("ostree_sysroot_try_lock", c_int, [c_void_p, POINTER(c_int), c_void_p]),
+        ("ostree_sysroot_unlock", None, [c_void_p]),
+        ("ostree_sysroot_set_mount_namespace_in_use", None, [c_void_p]),
+        ("ostree_sysroot_get_booted_deployment", c_void_p, [c_void_p]),
+        ("ostree_deployment_is_staged", c_int, [c_void_p]),
+        ("ostree_repo_traverse_new_reachable", c_void_p, []),
+        ("ostree_sysroot_cleanup_prune_repo", c_int, [c_void_p] * 7),
         ("ostree_sysroot_prepare_cleanup", c_int, [c_void_p, c_void_p, c_void_p]),
         ("ostree_deployment_get_csum", c_char_p, [c_void_p]),
         ("ostree_deployment_get_osname", c_char_p, [c_void_p]),
@@ -87,6 +104,7 @@ def _library() -> tuple[ctypes.CDLL, ctypes.CDLL, ctypes.CDLL]:
     glib.g_ptr_array_new.restype = POINTER(_GPtrArray)
     glib.g_ptr_array_add.argtypes = [c_void_p, c_void_p]
     glib.g_ptr_array_unref.argtypes = [c_void_p]
+    glib.g_hash_table_unref.argtypes = [c_void_p]
     glib.g_error_free.argtypes = [c_void_p]
     glib.g_key_file_new.restype = c_void_p
     glib.g_key_file_load_from_data.argtypes = [c_void_p, c_char_p, c_size_t, c_int, c_void_p]
@@ -111,7 +129,9 @@ class Deployed:
     checksum: str
     stateroot: str
     serial: int
-    pinned: bool
+    pinned: bool = False
+    staged: bool = False
+    booted: bool = False
 
     @property
     def name(self) -> str:
@@ -119,12 +139,23 @@ class Deployed:
         return f"{self.checksum}.{self.serial}"
 
 
+def _own_mounts() -> bool:
+    """Do changes of our mounts stay with this process? Then libostree may remount what is read-only."""
+    try:
+        return Path("/proc/self/ns/mnt").readlink() != Path("/proc/1/ns/mnt").readlink()
+    except OSError:
+        return False
+
+
 class Sysroot:
-    """An ostree sysroot, loaded; use as a context manager.
+    """An ostree sysroot, locked (``ostree/lock``, as other programs take it) and loaded; use as a context manager.
+
+    Args:
+        path: the physical root; for the running host ``/``, or libostree does not see what is booted and staged.
 
     Raises:
         UnsupportedEnvironmentError: no libostree, or an old one.
-        StorageError: what libostree says.
+        StorageError: ``locked``, or what libostree says.
     """
 
     def __init__(self, path: Path) -> None:
@@ -134,39 +165,65 @@ class Sysroot:
         self._self = self._ostree.ostree_sysroot_new(file)
         self._gio.g_object_unref(file)
         self._kept: list[Any] = []
-        self.load()
+        self._locked = False
+        if path == Path("/") and _own_mounts():
+            self._ostree.ostree_sysroot_set_mount_namespace_in_use(self._self)
 
     def __enter__(self) -> Sysroot:
+        try:
+            self._lock()
+            self.load()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
         for array in self._kept:
             self._glib.g_ptr_array_unref(array)
         self._kept.clear()
+        if self._locked:
+            self._ostree.ostree_sysroot_unlock(self._self)
         self._gio.g_object_unref(self._self)
+
+    def _lock(self) -> None:
+        taken, problem = c_int(), POINTER(_GError)()
+        done = self._ostree.ostree_sysroot_try_lock(self._self, byref(taken), byref(problem))
+        if not done:
+            raise self._error("lock the deployments", problem)
+        if not taken.value:
+            raise StorageError(
+                f"another program is changing the deployments in {self._path}",
+                reference="locked",
+                found=f"{self._path / 'ostree/lock'} is taken",
+                hint="wait until it has ended (ostree admin, rpm-ostree); status works meanwhile",
+                catalogue="BUSY",
+            )
+        self._locked = True
 
     def _call(self, doing: str, name: str, *arguments: Any) -> None:
         problem = POINTER(_GError)()
         if not getattr(self._ostree, name)(*arguments, None, byref(problem)):
-            text = (
-                problem.contents.message.decode("utf-8", "replace")
-                if problem
-                else "no reason given"
-            )
-            if problem:
-                self._glib.g_error_free(problem)
-            raise StorageError(
-                f"libostree cannot {doing} in {self._path}",
-                reference="libostree",
-                found=printable(text, 600),
-            )
+            raise self._error(doing, problem)
+
+    def _error(self, doing: str, problem: Any) -> StorageError:
+        text = "no reason given"
+        if problem:
+            text = problem.contents.message.decode("utf-8", "replace")
+            self._glib.g_error_free(problem)
+        return StorageError(
+            f"libostree cannot {doing} in {self._path}",
+            reference="libostree",
+            found=printable(text, 600),
+        )
 
     def load(self) -> None:
         """Read the deployments again."""
         self._call("read the deployments", "ostree_sysroot_load", self._self)
 
     def deployments(self) -> list[Deployed]:
-        """In boot order, first boots next."""
+        """In boot order, first boots next; what is staged on the running host comes before all."""
+        booted = self._ostree.ostree_sysroot_get_booted_deployment(self._self)
         array = self._ostree.ostree_sysroot_get_deployments(self._self)
         self._kept.append(array)
         found = []
@@ -178,7 +235,9 @@ class Sysroot:
                     self._ostree.ostree_deployment_get_csum(handle).decode(),
                     self._ostree.ostree_deployment_get_osname(handle).decode(),
                     self._ostree.ostree_deployment_get_deployserial(handle),
-                    bool(self._ostree.ostree_deployment_is_pinned(handle)),
+                    pinned=bool(self._ostree.ostree_deployment_is_pinned(handle)),
+                    staged=bool(self._ostree.ostree_deployment_is_staged(handle)),
+                    booted=handle == booted,
                 )
             )
         return found
@@ -190,6 +249,8 @@ class Sysroot:
         origin: str,
         options: Sequence[str],
         merge: Deployed | None,
+        *,
+        staged: bool = False,
     ) -> Deployed:
         """Check ``commit`` out as a new deployment and merge ``/etc`` from ``merge`` into it; it does not boot yet.
 
@@ -199,6 +260,7 @@ class Sysroot:
             origin: text of the origin file.
             options: the kernel command line without ``ostree=``.
             merge: whose ``/etc`` is carried over; None for the image's own.
+            staged: on the running host: ``/etc`` is merged at shutdown, and then it boots (ostree-finalize-staged.service).
         """
         key_file = self._glib.g_key_file_new()
         problem = POINTER(_GError)()
@@ -210,7 +272,7 @@ class Sysroot:
         try:
             self._call(
                 "deploy the image",
-                "ostree_sysroot_deploy_tree",
+                "ostree_sysroot_stage_tree" if staged else "ostree_sysroot_deploy_tree",
                 self._self,
                 stateroot.encode(),
                 commit.encode(),
@@ -227,22 +289,43 @@ class Sysroot:
             commit,
             stateroot,
             self._ostree.ostree_deployment_get_deployserial(handle),
-            pinned=False,
+            staged=staged,
         )
 
     def write_order(self, order: Sequence[Deployed]) -> None:
-        """Make exactly these deployments boot, in this order: libostree's atomic switch, synced."""
+        """Make exactly these deployments boot, in this order: libostree's atomic switch, synced. What is staged goes."""
         array = self._glib.g_ptr_array_new()
         try:
             for deployed in order:
                 self._glib.g_ptr_array_add(array, deployed.handle)
+            # cleaning up takes longer, and its time is after the switch
+            options = _WriteOptions(do_postclean=0)
             self._call(
-                "write the boot entries", "ostree_sysroot_write_deployments", self._self, array
+                "write the boot entries",
+                "ostree_sysroot_write_deployments_with_options",
+                self._self,
+                array,
+                byref(options),
             )
         finally:
             self._glib.g_ptr_array_unref(array)
 
     def cleanup(self, *, prune: bool = True) -> None:
         """Delete deployments that are not listed; with ``prune`` also objects that nothing refers to."""
-        name = "ostree_sysroot_cleanup" if prune else "ostree_sysroot_prepare_cleanup"
-        self._call("clean up", name, self._self)
+        self._call("clean up", "ostree_sysroot_prepare_cleanup", self._self)
+        if not prune:
+            return
+        # ostree_sysroot_cleanup does the same, and prints to our standard output
+        reachable = self._ostree.ostree_repo_traverse_new_reachable()
+        try:
+            options = _PruneOptions(flags=_REFS_ONLY, reachable=reachable)
+            counts = c_int(), c_int(), ctypes.c_uint64()
+            self._call(
+                "prune",
+                "ostree_sysroot_cleanup_prune_repo",
+                self._self,
+                byref(options),
+                *map(byref, counts),
+            )
+        finally:
+            self._glib.g_hash_table_unref(reachable)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from bootc_core import hookimpl
-from bootc_core.hooks.offers import BackendOffer, BootloaderOffer
+from bootc_core.hooks.offers import BackendOffer, BootloaderOffer, LiveStaging
 
 if TYPE_CHECKING:
     from bootc_core.models.boot import BootPlan, PresentEntry
@@ -36,6 +36,18 @@ def _tracked(sysroot: Sysroot, reference: ImageReference) -> str | None:
     from bootc_ostree import state
 
     return state.tracked(sysroot, reference)
+
+
+def _read_staged(sysroot: Sysroot) -> tuple[StagedDeployment, bool, str] | None:
+    from bootc_ostree import state
+
+    return state.read_staged(sysroot)
+
+
+def _lock_staged(sysroot: Sysroot, locked: bool) -> None:
+    from bootc_ostree import state
+
+    state.lock_staged(sysroot, locked)
 
 
 def _manifest(sysroot: Sysroot, digest: str) -> bytes | None:
@@ -77,6 +89,7 @@ def bootc_register_backends() -> Sequence[BackendOffer]:
             _manifest,
             only_bootloader="none",
             note_update=_note_update,
+            live_staging=LiveStaging(_read_staged, _lock_staged),
         )
     ]
 

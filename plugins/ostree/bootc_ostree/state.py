@@ -5,13 +5,22 @@ boot/loader/entries/ostree-N[-STATEROOT].conf    the highest ``version`` boots f
     options … ostree=/ostree/boot.V/STATEROOT/BOOTCSUM/SERIAL
 ostree/boot.V/STATEROOT/BOOTCSUM/SERIAL -> ../../../deploy/STATEROOT/deploy/COMMIT.DEPLOYSERIAL
 ostree/deploy/STATEROOT/deploy/COMMIT.DEPLOYSERIAL[.origin]
+
+On the running host the entries are below /boot, and in /run is what only counts until the next boot:
+
+/run/ostree-booted                               a{sv}: backing-root-device-inode (tt), of the booted deployment
+/run/ostree/staged-deployment                    a{sv}: target and merge-deployment (a{sv}: name, osname, bootcsum), kargs, locked
+/run/ostree/staged-deployment-locked             it is not finalized at shutdown
+/run/ostree/deployment-state/COMMIT.SERIAL/      unlocked-development, unlocked-transient: overlays on /usr
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bootc_core import limits
@@ -19,15 +28,22 @@ from bootc_core.boot import bls
 from bootc_core.errors import BootcError, printable
 from bootc_core.models.host import Deployment, HostStatus, OstreeInfo
 from bootc_core.oci import origin as origins
+from bootc_ostree.variant import decode, encode
 
 if TYPE_CHECKING:
     from bootc_core.models.boot import PresentEntry
     from bootc_core.models.host import ImageStatus
-    from bootc_core.models.image import FetchedImage
+    from bootc_core.models.image import FetchedImage, StagedDeployment
     from bootc_core.models.reference import ImageReference
     from bootc_core.models.sysroot import Sysroot
 
 STATEROOT: Final = "default"
+BOOTED: Final = Path("/run/ostree-booted")
+STAGED: Final = Path("/run/ostree/staged-deployment")
+STAGED_LOCKED: Final = Path("/run/ostree/staged-deployment-locked")
+_OVERLAYS: Final = Path("/run/ostree/deployment-state")
+_SOFT_REBOOT: Final = Path("/usr/lib/systemd/system/soft-reboot.target")
+_SELINUX: Final = Path("/sys/fs/selinux/enforce")
 _IMAGE_KEYS: Final = (
     "ostree.manifest-digest",
     "ostree.manifest",
@@ -48,21 +64,22 @@ class Present:
     checksum: str
     serial: int
     options: str
+    boot_checksum: str = ""  # over kernel and initramfs
+
+    @property
+    def name(self) -> str:
+        """``CHECKSUM.SERIAL``."""
+        return f"{self.checksum}.{self.serial}"
 
     @property
     def directory(self) -> str:
         """Relative to the sysroot."""
-        return f"ostree/deploy/{self.stateroot}/deploy/{self.checksum}.{self.serial}"
-
-
-def claims(sysroot: Sysroot) -> bool:
-    """Is there an ostree repository?"""
-    return (sysroot.path / "ostree/repo/config").is_file()
+        return f"ostree/deploy/{self.stateroot}/deploy/{self.name}"
 
 
 def read_entries(sysroot: Sysroot, warn: Callable[[str], None]) -> list[PresentEntry]:
     """Libostree's boot entries, first boots next: the highest ``version`` of those it wrote."""
-    directory = sysroot.path / "boot/loader/entries"
+    directory = sysroot.boot_dir / "loader/entries"
     found: list[tuple[int, PresentEntry]] = []
     try:
         names = sorted(os.listdir(directory))
@@ -94,7 +111,7 @@ def _resolve(sysroot: Sysroot, entry: PresentEntry) -> Present | None:
     checksum, _, serial = target.name.rpartition(".")
     if len(checksum) != 64 or not serial.isdigit():
         return None
-    return Present(parts[3], checksum, int(serial), options)
+    return Present(parts[3], checksum, int(serial), options, parts[4])
 
 
 def deployments(sysroot: Sysroot, entries: Sequence[PresentEntry] | None = None) -> list[Present]:
@@ -103,10 +120,97 @@ def deployments(sysroot: Sysroot, entries: Sequence[PresentEntry] | None = None)
     return [present for entry in found if (present := _resolve(sysroot, entry)) is not None]
 
 
+def booted(sysroot: Sysroot, found: Sequence[Present]) -> Present | None:
+    """The deployment that the running system is; offline the one that boots next."""
+    if not sysroot.live:
+        return found[0] if found else None
+    root = Path("/").stat()
+    wanted = (root.st_dev, root.st_ino)
+    with contextlib.suppress(OSError, ValueError):
+        for key, (kind, value) in decode("a{sv}", BOOTED.read_bytes()):
+            if (key, kind) == ("backing-root-device-inode", "(tt)"):
+                wanted = value
+    for present in found:
+        with contextlib.suppress(OSError):
+            info = (sysroot.path / present.directory).stat()
+            if (info.st_dev, info.st_ino) == wanted:
+                return present
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What libostree finalizes at the shutdown of the running host; ``locked``: or not."""
+
+    present: Present
+    locked: bool
+    values: dict[str, tuple[str, Any]]  # of its file, all
+
+
+def live_staged(sysroot: Sysroot) -> Staged | None:
+    """What is staged on the running host, or None."""
+    try:
+        values = dict(decode("a{sv}", STAGED.read_bytes()[: limits.SETTINGS_FILE_BYTES]))
+        target = dict(values["target"][1])
+        checksum, _, serial = str(target["name"][1]).rpartition(".")
+        kargs = " ".join(map(str, values["kargs"][1])) if "kargs" in values else ""
+        stateroot, boot_checksum = str(target["osname"][1]), str(target["bootcsum"][1])
+        present = Present(stateroot, checksum, int(serial), kargs, boot_checksum)
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+    if len(checksum) != 64 or not (sysroot.path / present.directory).is_dir():
+        return None
+    locked = bool(values.get("locked", ("b", 0))[1]) or STAGED_LOCKED.exists()
+    return Staged(present, locked, values)
+
+
+def lock_staged(sysroot: Sysroot, locked: bool) -> None:
+    """Let what is staged on the running host be finalized at shutdown, or not: the key of newer versions, the file of all.
+
+    Raises:
+        StorageError: /run cannot be written.
+    """
+    from bootc_core.fs import atomic
+
+    staged = live_staged(sysroot)
+    if staged is None or staged.locked == locked:
+        return
+    if locked:
+        atomic.write_file(STAGED_LOCKED, b"", sync=False)
+    if "locked" in staged.values:
+        values = {**staged.values, "locked": ("b", int(locked))}
+        atomic.write_file(STAGED, encode("a{sv}", list(values.items())), sync=False)
+    if not locked:
+        atomic.unlink(STAGED_LOCKED)
+
+
+def read_staged(sysroot: Sysroot) -> tuple[StagedDeployment, bool, str] | None:
+    """See ``LiveStaging``."""
+    from bootc_core.models.image import StagedDeployment
+    from bootc_ostree.repo import Repo
+
+    staged = live_staged(sysroot)
+    if staged is None:
+        return None
+    present = staged.present
+    try:
+        metadata = Repo(sysroot.path).read_commit(present.checksum)["metadata"]
+    except BootcError:
+        return None
+    digest = metadata.get(_IMAGE_KEYS[0])
+    if not isinstance(digest, str):
+        return None
+    details = {"commit": present.checksum, "stateroot": present.stateroot}
+    return StagedDeployment("ostree", present.name, details=details), staged.locked, digest
+
+
 def staged_commit(sysroot: Sysroot) -> str | None:
     """The commit that is staged, or None."""
     import json
 
+    if sysroot.live:
+        staged = live_staged(sysroot)
+        return staged.present.checksum if staged else None
     try:
         notice = json.loads(sysroot.staged_file.read_bytes()[: limits.SETTINGS_FILE_BYTES])
         checksum = str(notice["depl_id"]).partition(".")[0]
@@ -201,50 +305,144 @@ def note_update(sysroot: Sysroot, reference: ImageReference, image: FetchedImage
     from bootc_ostree.repo import Repo
 
     repo = Repo(sysroot.path)
-    for present in deployments(sysroot)[:1]:
-        origin = load_origin(sysroot, present)
-        metadata = repo.read_commit(present.checksum)["metadata"]
-        if (
-            origin.reference is None
-            or origin.reference.image != reference
-            or metadata.get(_IMAGE_KEYS[0]) == image.digest
-        ):
-            return
-        values = (
-            image.digest,
-            image.manifest_document.raw.decode("utf-8"),
-            image.config_document.raw.decode("utf-8"),
-        )
-        kept = repo.read_detached(present.checksum)
-        if kept is not None:  # signatures of others may be in there
-            noted = {key: ("s", value) for key, value in zip(_CACHED_KEYS, values, strict=True)}
-            repo.write_detached(present.checksum, {**kept, **noted})
+    present = booted(sysroot, deployments(sysroot))
+    if present is None:
+        return
+    origin = load_origin(sysroot, present)
+    metadata = repo.read_commit(present.checksum)["metadata"]
+    if (
+        origin.reference is None
+        or origin.reference.image != reference
+        or metadata.get(_IMAGE_KEYS[0]) == image.digest
+    ):
+        return
+    values = (
+        image.digest,
+        image.manifest_document.raw.decode("utf-8"),
+        image.config_document.raw.decode("utf-8"),
+    )
+    kept = repo.read_detached(present.checksum)
+    if kept is not None:  # signatures of others may be in there
+        noted = {key: ("s", value) for key, value in zip(_CACHED_KEYS, values, strict=True)}
+        repo.write_detached(present.checksum, {**kept, **noted})
 
 
 def read_host(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> HostStatus:
-    """Slots by boot order: the first is booted, the next of the same stateroot is the rollback."""
+    """Slots (parity reference, 2.2): offline the first is booted, and the next of the same stateroot is the rollback.
+
+    On the running host what runs is booted, and the first other one is the rollback; if that comes before what runs, it boots
+    next.
+    """
     notes: list[str] = []
-    found: list[tuple[Present, Deployment]] = []
-    for present in deployments(sysroot, entries):
+    listed = deployments(sysroot, entries)
+    running = booted(sysroot, listed)
+    if running is None:
+        return HostStatus(notes=("nothing that boots is what runs",) if listed else ())
+    found: dict[Present, Deployment] = {}
+    for present in listed:
         try:
-            found.append((present, _describe(sysroot, present)))
+            found[present] = _describe(sysroot, present)
+            if sysroot.live:
+                able = _soft_reboot(sysroot, running, present)
+                found[present] = replace(found[present], soft_reboot_capable=able)
         except BootcError as problem:
             notes.append(f"deployment {present.checksum[:12]}.{present.serial}: {problem.message}")
-    if not found:
+    if running not in found and not sysroot.live:
+        running = next(iter(found), None)
+    if running is None or running not in found:
         return HostStatus(notes=tuple(notes))
-    first = found[0][0].stateroot
-    same = [entry for present, entry in found if present.stateroot == first]
-    others = [entry for present, entry in found if present.stateroot != first]
-    staged = _staged(sysroot)
-    if staged is not None and staged.deployment_id == same[0].deployment_id:
+    order = list(found)
+    same = [one for one in order if one.stateroot == running.stateroot and one != running]
+    others = [one for one in order if one.stateroot != running.stateroot]
+    staged = _live_staged(sysroot, running) if sysroot.live else _staged(sysroot)
+    if staged is not None and staged.deployment_id == running.name:
         staged = None  # it boots already; the run that switched was killed before it took the notice away
     return HostStatus(
         staged=staged,
-        booted=same[0],
-        rollback=same[1] if len(same) > 1 else None,
-        other=(*same[2:], *others),
+        booted=found[running],
+        rollback=found[same[0]] if same else None,
+        other=tuple(found[one] for one in (*same[1:], *others)),
+        rollback_queued=bool(same) and order.index(same[0]) < order.index(running),
+        usr_overlay=_overlay(sysroot, running) if sysroot.live else None,
         read_only=not sysroot.live and bool(os.statvfs(sysroot.path).f_flag & os.ST_RDONLY),
         notes=tuple(notes),
+    )
+
+
+def _overlay(sysroot: Sysroot, running: Present) -> tuple[str, str] | None:
+    """Access mode and persistence of a writable overlay on ``/usr``."""
+    for name, meaning in (
+        ("unlocked-development", ("readWrite", "transient")),
+        ("unlocked-transient", ("readOnly", "transient")),
+    ):
+        if (_OVERLAYS / running.name / name).exists():
+            return meaning
+    if key_file_value(_origin_bytes(sysroot, running), "origin", "unlocked") == "hotfix":
+        return ("readWrite", "persistent")
+    return None
+
+
+def _soft_reboot(sysroot: Sysroot, running: Present, target: Present) -> bool:
+    """Would a restart of user space alone do (parity reference, 2.3)? Same kernel, arguments and SELinux policy."""
+
+    def arguments(present: Present) -> list[str]:
+        return [word for word in present.options.split() if not word.startswith("ostree=")]
+
+    if (
+        not _SOFT_REBOOT.exists()
+        or running.boot_checksum != target.boot_checksum
+        or (target.options and arguments(running) != arguments(target))
+        or (_SELINUX.exists() and _policy(sysroot, running) != _policy(sysroot, target))
+    ):
+        return False
+    from bootc_ostree.libostree import SOFT_REBOOT, SOFT_REBOOT_STAGED, at_least
+
+    try:  # between these two versions it crashes on what has no "ostree=" yet
+        return at_least(*SOFT_REBOOT_STAGED) or (
+            at_least(*SOFT_REBOOT) and "ostree=" in target.options
+        )
+    except BootcError:
+        return False
+
+
+def _policy(sysroot: Sysroot, present: Present) -> bytes | None:
+    """Digest of the SELinux policy that a deployment loads, or None."""
+    import hashlib
+
+    place = sysroot.path / present.directory
+    for etc in (place / "etc", place / "usr/etc"):
+        try:
+            text = (etc / "selinux/config").read_bytes()[: limits.SETTINGS_FILE_BYTES]
+        except OSError:
+            continue
+        for line in text.decode("utf-8", "replace").splitlines():
+            name, _, kind = line.partition("=")
+            if name.strip() == "SELINUXTYPE" and "/" not in kind:
+                found = (etc / "selinux" / kind.strip() / "policy").glob("policy.*")
+                versions = {
+                    int(path.suffix[1:]): path for path in found if path.suffix[1:].isdigit()
+                }
+                if versions:
+                    with versions[max(versions)].open("rb") as file:
+                        return hashlib.file_digest(file, "sha256").digest()
+        return None
+    return None
+
+
+def _live_staged(sysroot: Sysroot, running: Present) -> Deployment | None:
+    staged = live_staged(sysroot)
+    if staged is None:
+        return None
+    try:
+        found = _describe(sysroot, staged.present)
+    except BootcError:
+        return None
+    return replace(
+        found,
+        cached_update=None,
+        pinned=False,
+        download_only=staged.locked,
+        soft_reboot_capable=_soft_reboot(sysroot, running, staged.present),
     )
 
 
@@ -272,9 +470,10 @@ def _staged(sysroot: Sysroot) -> Deployment | None:
 
 def tracked(sysroot: Sysroot, reference: ImageReference) -> str | None:
     """What ``reference`` named when the deployment that boots next was fetched; None if it follows another."""
+    staged = live_staged(sysroot) if sysroot.live else None
     try:
-        present = deployments(sysroot)
-        origin = load_origin(sysroot, present[0]) if present else None
+        present = staged.present if staged else booted(sysroot, deployments(sysroot))
+        origin = load_origin(sysroot, present) if present else None
     except BootcError:
         return None
     if origin is None or origin.reference is None or origin.reference.image != reference:
