@@ -1,5 +1,5 @@
 # What people and CI call; the work is in demo/ and scripts/, which need no make.
-.PHONY: help setup demo test lint types check bench bench-update fault-proxy bad-inputs clean
+.PHONY: help setup demo test lint types check bench bench-update fault-proxy bad-inputs fsck clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -25,5 +25,7 @@ fault-proxy: ## 100 pulls of some 40 MB through a proxy that breaks one request 
 	BOOTC_FAULT_PULLS=100 .venv/bin/python -m pytest -q -s tests/scenarios/test_fault_proxy.py
 bad-inputs: ## every point of every row of the catalogue of bad inputs (root)
 	BOOTC_BAD_INPUTS=all .venv/bin/python -m pytest -q -s tests/scenarios/bad_inputs tests/architecture/test_catalogue.py
+fsck: ## damage every kind of thing in every way, and see bootc fsck name it and put it back
+	BOOTC_FSCK=all .venv/bin/python -m pytest -q tests/scenarios/test_fsck.py tests/plugins/ostree/test_fsck.py
 clean: ## remove caches and the environment
 	rm -rf .cache .venv

@@ -112,6 +112,7 @@ CHILD_REQUEST_BYTES: Final = 64 * MIB  # an image's documents and signatures
 WATCHDOG_GRACE_S: Final = 15.0  # beyond a deadline: what has not ended by then cannot be cancelled
 WATCHDOG_STALL_S: Final = 180.0  # without any Python thread running: somebody holds the interpreter
 JOURNAL_BYTES: Final = 16 * MIB
+FINDINGS: Final = 10_000  # of a check that are told one by one; the rest is counted
 
 # Boot
 KARGS_BYTES: Final = 2048  # the smallest COMMAND_LINE_SIZE among supported architectures

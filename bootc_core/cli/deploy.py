@@ -92,17 +92,27 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
         raise _single(group) from group
 
 
-def _need_host(arguments: argparse.Namespace) -> None:
+def need_host(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot be done without a booted host.
+
+    Raises:
+        UnsupportedEnvironmentError, UsageError: naming what to do instead.
+    """
     if arguments.sysroot is None:
         raise environment.no_host_error()
-    if arguments.apply:
+    if getattr(arguments, "apply", False):
         raise UsageError(
             "--apply reboots the running host and cannot be used with --sysroot",
             hint="leave --apply out; what was staged boots next",
         )
 
 
-def _existing(arguments: argparse.Namespace) -> tuple[Plugins, Storage]:
+def existing(arguments: argparse.Namespace) -> tuple[Plugins, Storage]:
+    """The plugins, and the sysroot that ``arguments`` name with its providers.
+
+    Raises:
+        UsageError: nothing is deployed there.
+    """
     settings, plugins = common.load(arguments)
     sysroot = common.sysroot_of(arguments)
     if sysroot is None:
@@ -180,7 +190,8 @@ def _report(outcome: Outcome, reference: ImageReference, storage: Storage) -> No
                 )
 
 
-def _observers(arguments: argparse.Namespace) -> list[tuple[str, Callable[..., None]]]:
+def observers(arguments: argparse.Namespace) -> list[tuple[str, Callable[..., None]]]:
+    """Who gets the events: the terminal, and the outputs that ``arguments`` ask for."""
     terminal = sys.stderr.isatty()
     return [
         (
@@ -202,7 +213,7 @@ def switch(arguments: argparse.Namespace) -> int:
     if transport in _PATHS and not reference.name.startswith("/"):
         # kept with the deployment, and the next upgrade may be run from anywhere
         reference = ImageReference.make(transport, f"{Path.cwd()}/{reference.name}")
-    _need_host(arguments)
+    need_host(arguments)
     settings, plugins = common.load(arguments)
     transfers.install(arguments, settings)
     orchestrator.check_providers(plugins)
@@ -225,7 +236,7 @@ def switch(arguments: argparse.Namespace) -> int:
         async with orchestrator.transaction(
             plugins,
             storage,
-            _observers(arguments),
+            observers(arguments),
             Operation.SWITCH,
             str(reference),
             mode,
@@ -266,8 +277,8 @@ def _upgrade_flags(arguments: argparse.Namespace) -> None:
 def upgrade(arguments: argparse.Namespace) -> int:
     """``bootc upgrade``."""
     _upgrade_flags(arguments)
-    _need_host(arguments)
-    plugins, storage = _existing(arguments)
+    need_host(arguments)
+    plugins, storage = existing(arguments)
     if arguments.check:
         return run(lambda: _check(arguments, plugins, storage))
     if arguments.from_downloaded:
@@ -281,7 +292,7 @@ def upgrade(arguments: argparse.Namespace) -> int:
         async with orchestrator.transaction(
             plugins,
             storage,
-            _observers(arguments),
+            observers(arguments),
             Operation.UPGRADE,
             str(target.reference),
             _target_signature(target, seen),
@@ -305,7 +316,7 @@ async def _from_downloaded(
     async with orchestrator.transaction(
         plugins,
         storage,
-        _observers(arguments),
+        observers(arguments),
         Operation.UPGRADE,
         "",
         reason=arguments.reason,
@@ -381,12 +392,12 @@ async def _check(arguments: argparse.Namespace, plugins: Plugins, storage: Stora
 
 def rollback(arguments: argparse.Namespace) -> int:
     """``bootc rollback``."""
-    _need_host(arguments)
-    plugins, storage = _existing(arguments)
+    need_host(arguments)
+    plugins, storage = existing(arguments)
 
     async def work() -> int:
         async with orchestrator.transaction(
-            plugins, storage, _observers(arguments), Operation.ROLLBACK, ""
+            plugins, storage, observers(arguments), Operation.ROLLBACK, ""
         ) as (run, host):
             outcome = await orchestrator.roll_back(run, host)
         after = storage.read_host(lambda message: None)

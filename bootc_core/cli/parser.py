@@ -208,6 +208,19 @@ def _status(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run="bootc_core.cli.status:status", command="status")
 
 
+def _fsck(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--repair",
+        action="store_true",
+        help="put back what can be: content from where the images came, records of this program",
+    )
+    command.add_argument("--json", action="store_true", help="machine form")
+    command.add_argument("--quiet", action="store_true", help="hide progress bars")
+    command.add_argument("--reason", default="", help="free text that hooks and the journal see")
+    _sysroot(command)
+    command.set_defaults(run="bootc_core.cli.fsck:fsck", command="fsck")
+
+
 def _plugins(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
     listing = actions.add_parser(
@@ -364,6 +377,7 @@ _COMMANDS = (
     ("plan", (), "Show what an upgrade or switch would fetch, need and change.", _plan),
     ("rollback", (), "Make the previous deployment boot next; again: back.", _rollback),
     ("status", (), "Show what is staged, booted, and kept for rollback.", _status),
+    ("fsck", (), "Check everything that is stored, and put back what is damaged.", _fsck),
     ("trust", (), "Say whose signatures count, and why images were accepted.", _trust),
     ("config", (), "Show the settings in force.", _config),
     ("why-not", (), "Show everything that stands against an update now.", _why_not),

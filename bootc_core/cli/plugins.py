@@ -64,7 +64,14 @@ def _why(hook: str, settings: Config) -> str:
         return "the one that offers the reference's transport"
     if hook == "bootc_switch_boot":
         return f"the sysroot's bootloader; a new one: {settings.bootloader} (boot.bootloader, --bootloader)"
-    if hook in {"bootc_stage", "bootc_finalize", "bootc_rollback", "bootc_discard", "bootc_prune"}:
+    if hook in {
+        "bootc_stage",
+        "bootc_finalize",
+        "bootc_rollback",
+        "bootc_discard",
+        "bootc_prune",
+        "bootc_repair",
+    }:
         return f"the backend that claims the sysroot; a new one: {settings.backend} (storage.backend, --backend)"
     if hook == "bootc_verify":
         return "all at once; any refusal refuses, nobody's acceptance refuses"

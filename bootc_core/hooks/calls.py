@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import Any, TypeVar, cast
@@ -16,6 +16,7 @@ from bootc_core.hooks.manager import Plugins
 from bootc_core.models.boot import BootPlan
 from bootc_core.models.context import Context, Phase
 from bootc_core.models.events import Event
+from bootc_core.models.finding import Finding
 from bootc_core.models.image import FetchedImage, PolicyAnswer, StagedDeployment, VerifiedImage
 from bootc_core.models.reference import ImageReference
 from bootc_core.models.sysroot import Sysroot
@@ -172,6 +173,28 @@ class Hooks:
         """What no deployment needs is gone."""
         await self._provider(
             "bootc_prune", plugin, bool, limits.FINALIZE_TIMEOUT_S, context=context, sysroot=sysroot
+        )
+
+    async def repair(
+        self,
+        plugin: str,
+        context: Context,
+        image: VerifiedImage,
+        sysroot: Sysroot,
+        findings: Sequence[Finding],
+        emit: Emit,
+    ) -> BootPlan | None:
+        """The image is whole again; the menu if an entry has to be made again."""
+        return await self._provider(
+            "bootc_repair",
+            plugin,
+            BootPlan,
+            limits.PHASE_TIMEOUT_S,
+            context=context,
+            image=image,
+            sysroot=sysroot,
+            findings=findings,
+            emit=emit,
         )
 
     # gates

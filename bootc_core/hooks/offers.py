@@ -5,7 +5,7 @@ Actions are hooks; offers only answer "is this yours?" and "what is there?". The
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from bootc_core.models.boot import BootPlan, PresentEntry
     from bootc_core.models.context import Context
+    from bootc_core.models.finding import Counted, Finding
     from bootc_core.models.host import HostStatus
     from bootc_core.models.image import FetchedImage, PolicyAnswer, StagedDeployment
     from bootc_core.models.reference import ImageReference
@@ -69,6 +70,8 @@ class BackendOffer:
         note_update: remembers the newest image that a reference was seen to name, for ``cachedUpdate`` in status. Called by
             ``upgrade --check``; a failure only warns.
         live_staging: where the backend's library keeps what is staged on the running host; None: in our own notice.
+        check: everything that is not as it should be in the sysroot, as it is found, and what was looked at; changes nothing. Given
+            the readable boot entries. Memory is bounded by the number of things, never by their size.
     """
 
     name: str
@@ -80,6 +83,7 @@ class BackendOffer:
     only_bootloader: str | None = None
     note_update: Callable[[Sysroot, ImageReference, FetchedImage], None] | None = None
     live_staging: LiveStaging | None = None
+    check: Callable[[Sysroot, Sequence[PresentEntry]], Iterator[Finding | Counted]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

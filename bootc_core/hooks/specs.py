@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bootc_core.models.boot import BootPlan
     from bootc_core.models.context import Context, Phase
     from bootc_core.models.events import Event
+    from bootc_core.models.finding import Finding
     from bootc_core.models.image import FetchedImage, PolicyAnswer, StagedDeployment, VerifiedImage
     from bootc_core.models.reference import ImageReference
     from bootc_core.models.sysroot import Sysroot
@@ -166,6 +167,28 @@ async def bootc_discard(
 @hookspec
 async def bootc_prune(context: Context, sysroot: Sysroot) -> bool | None:
     """Delete what no deployment needs. Called after the switch; a failure only warns. Idempotent."""
+    raise AssertionError
+
+
+@hookspec
+async def bootc_repair(
+    context: Context,
+    image: VerifiedImage,
+    sysroot: Sysroot,
+    findings: Sequence[Finding],
+    emit: Emit,
+) -> BootPlan | None:
+    """Put back what is damaged or missing of an image that is deployed: ``bootc fsck --repair``, once for each such image.
+
+    What is damaged is replaced only when its replacement is there and was checked: a failure leaves no less than there was.
+    Idempotent. The answer is the boot menu as it should be if an entry has to be made again; the bootloader then makes it
+    effective. A backend without this hook cannot be repaired, only checked.
+
+    Raises:
+        ContentError: hostile or damaged layers.
+        TransportError: the source does not deliver.
+        StorageError: space, I/O, or the image is not what was deployed.
+    """
     raise AssertionError
 
 

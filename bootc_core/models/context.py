@@ -27,6 +27,7 @@ class Operation(StrEnum):
     UPGRADE = "upgrade"
     ROLLBACK = "rollback"
     FINALIZE = "finalize"
+    REPAIR = "repair"
 
 
 class SignatureMode(StrEnum):

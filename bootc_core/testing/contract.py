@@ -35,6 +35,7 @@ from bootc_core.fs import atomic
 from bootc_core.hooks.calls import Hooks
 from bootc_core.models.boot import PresentEntry
 from bootc_core.models.context import Context, Operation, Phase
+from bootc_core.models.finding import Finding
 from bootc_core.models.host import Deployment
 from bootc_core.models.image import StagedDeployment
 from bootc_core.models.reference import ImageReference
@@ -320,6 +321,38 @@ class StorageContract:
             system.switch(OS)
             boots(system, "1", None)
 
+    # checks
+
+    def test_what_is_whole_is_found_whole(self, tmp_path: Path) -> None:
+        """A check that is offered finds nothing wrong after updates and a rollback, and changes nothing."""
+        system = self.deployed(tmp_path, "1", "2")
+        system.rollback()
+        same(_problems(system), [], "what the check says of a whole host")
+
+    def test_a_flipped_bit_is_told(self, tmp_path: Path) -> None:
+        """Wherever content of the image is stored as it is, one bit of it is missed by no check."""
+        system = self.deployed(tmp_path, "1")
+        if _offer(system).check is None:
+            return
+        content = bytes(range(256)) * 512  # usr/lib/big of every test image
+        stored = [
+            path
+            for path in system.sysroot.path.rglob("*")
+            if path.is_file() and not path.is_symlink() and path.stat().st_size == len(content)
+        ]
+        for path in stored:
+            mode = path.stat().st_mode
+            path.chmod(0o600)
+            data = bytearray(path.read_bytes())
+            data[1000] ^= 1
+            with path.open("r+b") as file:
+                file.write(data)
+            assert _problems(system), f"the check does not see a flipped bit in {path}"
+            data[1000] ^= 1
+            with path.open("r+b") as file:
+                file.write(data)
+            path.chmod(mode)
+
     def test_wrong_diff_id_is_refused(self, tmp_path: Path) -> None:
         """The blob is right and its content is not what the configuration says."""
         system = self.deployed(tmp_path, "1")
@@ -554,6 +587,14 @@ def boots(system: System, first: str | None, second: str | None, where: str = ""
 def holds(path: Path, content: bytes | None) -> None:
     """The file has this content; None: it does not exist."""
     same(path.read_bytes() if path.is_file() else None, content, f"the content of {path}")
+
+
+def _problems(system: System) -> list[str]:
+    """What the backend's check finds, as text; nothing if it offers none."""
+    check = _offer(system).check
+    if check is None:
+        return []
+    return [str(one) for one in check(system.sysroot, system.entries()) if isinstance(one, Finding)]
 
 
 def _offer(system: System) -> Any:

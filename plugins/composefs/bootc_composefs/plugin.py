@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from bootc_core.hooks.markers import hookimpl
@@ -10,12 +10,19 @@ from bootc_core.hooks.offers import BackendOffer
 
 if TYPE_CHECKING:
     from bootc_core.hooks.specs import Emit
-    from bootc_core.models.boot import BootPlan
+    from bootc_core.models.boot import BootPlan, PresentEntry
     from bootc_core.models.context import Context
+    from bootc_core.models.finding import Counted, Finding
     from bootc_core.models.image import StagedDeployment, VerifiedImage
     from bootc_core.models.sysroot import Sysroot
 
 BOOTC_API: Final = 1
+
+
+def _check(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> Iterator[Finding | Counted]:
+    from bootc_composefs import fsck
+
+    return fsck.check_sysroot(sysroot, entries)
 
 
 @hookimpl
@@ -31,6 +38,7 @@ def bootc_register_backends() -> Sequence[BackendOffer]:
             tracked=state.tracked,
             bootloader=state.bootloader,
             manifest=state.manifest,
+            check=_check,
         ),
     )
 
@@ -79,3 +87,17 @@ async def bootc_prune(context: Context, sysroot: Sysroot) -> bool:
     from bootc_composefs import backend
 
     return await backend.prune(context, sysroot)
+
+
+@hookimpl
+async def bootc_repair(
+    context: Context,
+    image: VerifiedImage,
+    sysroot: Sysroot,
+    findings: Sequence[Finding],
+    emit: Emit,
+) -> BootPlan | None:
+    """The image whole again."""
+    from bootc_composefs import repair
+
+    return await repair.repair(context, image, sysroot, findings, emit)

@@ -207,7 +207,7 @@ def read_host(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> HostStatus:
 
         def describe(deployment_id: str, optional: bool, locked: bool = False) -> Deployment | None:
             try:
-                return _deployment(repository, sysroot, deployment_id, optional, locked)
+                return _deployment(repository, sysroot, deployment_id, optional, locked, notes)
             except (BootcError, OSError) as problem:
                 message = getattr(problem, "message", None) or str(problem)
                 notes.append(f"deployment {deployment_id[:12]} is left out: {message}")
@@ -256,11 +256,17 @@ def _deployment(
     deployment_id: str,
     optional: bool,
     locked: bool,
+    notes: list[str],
 ) -> Deployment:
     origin = load_origin(sysroot, deployment_id)
     image = None
     if origin.reference and origin.manifest_digest:
-        image = _image_status(repository, origin.reference, origin.manifest_digest)
+        try:
+            image = _image_status(repository, origin.reference, origin.manifest_digest)
+        except BootcError as problem:
+            # what it follows is known all the same, and an upgrade or a repair needs just that
+            notes.append(f"documents of deployment {deployment_id[:12]}: {problem.message}")
+            image = _image_status(None, origin.reference, origin.manifest_digest)
     return Deployment(
         image=image,
         download_only=locked,
@@ -274,6 +280,14 @@ def _deployment(
         evidence=origin.evidence,
         signature_mode=origin.signature,
     )
+
+
+def describe(repository: Repository, sysroot: Sysroot, deployment_id: str) -> Deployment | None:
+    """What is recorded of a deployment, whether or not an entry boots it; None: its origin is damaged."""
+    try:
+        return _deployment(repository, sysroot, deployment_id, not repository.secure, False, [])
+    except BootcError:
+        return None
 
 
 def document(repository: Repository, stream: str, limit: int) -> bytes:

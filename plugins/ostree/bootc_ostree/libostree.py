@@ -91,6 +91,9 @@ def _library() -> tuple[ctypes.CDLL, ctypes.CDLL, ctypes.CDLL]:
         ("ostree_repo_traverse_new_reachable", c_void_p, []),
         ("ostree_sysroot_cleanup_prune_repo", c_int, [c_void_p] * 7),
         ("ostree_sysroot_prepare_cleanup", c_int, [c_void_p, c_void_p, c_void_p]),
+        ("ostree_repo_new", c_void_p, [c_void_p]),
+        ("ostree_repo_open", c_int, [c_void_p, c_void_p, c_void_p]),
+        ("ostree_repo_fsck_object", c_int, [c_void_p, c_int, c_char_p, c_void_p, c_void_p]),
         ("ostree_deployment_get_csum", c_char_p, [c_void_p]),
         ("ostree_deployment_get_osname", c_char_p, [c_void_p]),
         ("ostree_deployment_get_deployserial", c_int, [c_void_p]),
@@ -145,6 +148,59 @@ def _own_mounts() -> bool:
         return Path("/proc/self/ns/mnt").readlink() != Path("/proc/1/ns/mnt").readlink()
     except OSError:
         return False
+
+
+def _taken(ostree: ctypes.CDLL, glib: ctypes.CDLL, name: str, *arguments: Any) -> str | None:
+    """Call a function that fails by its last argument; what it says, or None."""
+    problem = POINTER(_GError)()
+    if getattr(ostree, name)(*arguments, None, byref(problem)):
+        return None
+    if not problem:
+        return "no reason given"
+    text: str = problem.contents.message.decode("utf-8", "replace")
+    glib.g_error_free(problem)
+    return text
+
+
+class ObjectChecker:
+    """libostree's own check of single objects; use as a context manager.
+
+    Raises:
+        UnsupportedEnvironmentError: no libostree, or an old one.
+        StorageError: the repository cannot be opened.
+    """
+
+    KINDS: Final = {"file": 1, "dirtree": 2, "dirmeta": 3, "commit": 4}
+
+    def __init__(self, path: Path) -> None:
+        self._ostree, gio, self._glib = _library()
+        self._gio = gio
+        file = gio.g_file_new_for_path(str(path).encode())
+        self._self = self._ostree.ostree_repo_new(file)
+        gio.g_object_unref(file)
+        if said := _taken(self._ostree, self._glib, "ostree_repo_open", self._self):
+            gio.g_object_unref(self._self)
+            raise StorageError(
+                f"libostree cannot open {path}", reference="libostree", found=printable(said, 600)
+            )
+
+    def __enter__(self) -> ObjectChecker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._gio.g_object_unref(self._self)
+
+    def problem(self, checksum: str, kind: str) -> str | None:
+        """What is wrong with an object, in libostree's words; None: nothing."""
+        number = self.KINDS[kind]
+        return _taken(
+            self._ostree,
+            self._glib,
+            "ostree_repo_fsck_object",
+            self._self,
+            number,
+            checksum.encode(),
+        )
 
 
 class Sysroot:
@@ -216,6 +272,12 @@ class Sysroot:
             reference="libostree",
             found=printable(text, 600),
         )
+        if text := _taken(self._ostree, self._glib, name, *arguments):
+            raise StorageError(
+                f"libostree cannot {doing} in {self._path}",
+                reference="libostree",
+                found=printable(text, 600),
+            )
 
     def load(self) -> None:
         """Read the deployments again."""

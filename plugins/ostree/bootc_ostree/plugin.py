@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bootc_core import hookimpl
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bootc_core.models.boot import BootPlan, PresentEntry
     from bootc_core.models.context import Context
     from bootc_core.models.events import Event
+    from bootc_core.models.finding import Counted, Finding
     from bootc_core.models.host import HostStatus
     from bootc_core.models.image import FetchedImage, StagedDeployment, VerifiedImage
     from bootc_core.models.reference import ImageReference
@@ -62,6 +63,12 @@ def _note_update(sysroot: Sysroot, reference: ImageReference, image: FetchedImag
     state.note_update(sysroot, reference, image)
 
 
+def _check(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> Iterator[Finding | Counted]:
+    from bootc_ostree import fsck
+
+    return fsck.check_sysroot(sysroot, entries)
+
+
 def _bootloader(sysroot: Sysroot) -> str | None:
     return "none" if _claims(sysroot) else None  # libostree writes the entries; nothing else may
 
@@ -90,6 +97,7 @@ def bootc_register_backends() -> Sequence[BackendOffer]:
             only_bootloader="none",
             note_update=_note_update,
             live_staging=LiveStaging(_read_staged, _lock_staged),
+            check=_check,
         )
     ]
 
@@ -151,3 +159,18 @@ async def bootc_prune(context: Context, sysroot: Sysroot) -> bool | None:
     from bootc_ostree import backend
 
     return await backend.prune(context, sysroot)
+
+
+@hookimpl
+async def bootc_repair(
+    context: Context,
+    image: VerifiedImage,
+    sysroot: Sysroot,
+    findings: Sequence[Finding],
+    emit: Emit,
+) -> BootPlan | None:
+    """The image whole again, its checkouts, too."""
+    from bootc_ostree import repair
+
+    await repair.repair(context, image, sysroot, findings, emit)
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 
@@ -57,7 +58,8 @@ class Stored:
 
     def __init__(self, repository: Repository, key: str, shared: bytes | None = None):
         self.repository = repository
-        self.name = f"sha256:{key * 64}"
+        documents = [f'{{"{key}": {n}}}'.encode() for n in (1, 2)]
+        config_name, self.name = (f"sha256:{hashlib.sha256(d).hexdigest()}" for d in documents)
         self.files = [
             shared or repository.put(f"{key}1".encode() * 50),
             repository.put(f"{key}2".encode() * 50),
@@ -68,7 +70,7 @@ class Stored:
             repository.link_stream(f"oci-layer-sha256:{number}{key * 63}", digest)
         repository.link_image(self.boot)
         names = [(f"sha256:{number}", digest) for number, digest in enumerate(self.layers)]
-        self.json = [repository.put(f'{{"{key}": {n}}}'.encode()) for n in (1, 2)]
+        self.json = [repository.put(document) for document in documents]
         config = splitstream.encode_document(
             "sha512",
             splitstream.CONFIG,
@@ -77,7 +79,7 @@ class Stored:
             [*names, ("composefs.image.boot.v1", self.boot)],
         )
         self.config = repository.put(config)
-        repository.link_stream(f"oci-config-{self.name}", self.config)
+        repository.link_stream(f"oci-config-{config_name}", self.config)
         self.manifest = repository.put(
             splitstream.encode_document(
                 "sha512", splitstream.MANIFEST, self.json[1], 8, [("config:x", self.config), *names]
