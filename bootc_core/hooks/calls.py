@@ -63,25 +63,13 @@ class Hooks:
 
     async def resolve(self, plugin: str, context: Context, reference: ImageReference) -> str | None:
         """Digest the reference has now, or None if only fetching tells."""
-        return await self._provider(
-            "bootc_resolve",
-            plugin,
-            str,
-            limits.PHASE_TIMEOUT_S,
-            context=context,
-            reference=reference,
-        )
+        told: dict[str, object] = {"context": context, "reference": reference}
+        return await self._provider("bootc_resolve", plugin, str, limits.PHASE_TIMEOUT_S, **told)
 
     async def fetch(self, plugin: str, context: Context, reference: ImageReference) -> FetchedImage:
         """Metadata of the image."""
-        return await self._must(
-            "bootc_fetch",
-            plugin,
-            FetchedImage,
-            limits.PHASE_TIMEOUT_S,
-            context=context,
-            reference=reference,
-        )
+        told: dict[str, object] = {"context": context, "reference": reference}
+        return await self._must("bootc_fetch", plugin, FetchedImage, limits.PHASE_TIMEOUT_S, **told)
 
     async def verify(self, context: Context, image: FetchedImage) -> list[dispatch.Answer]:
         """The answers of all signature policies, errors among them."""
@@ -104,69 +92,51 @@ class Hooks:
         self, plugin: str, context: Context, image: VerifiedImage, sysroot: Sysroot, emit: Emit
     ) -> StagedDeployment:
         """A complete deployment on disk."""
+        told: dict[str, object] = {
+            "context": context,
+            "image": image,
+            "sysroot": sysroot,
+            "emit": emit,
+        }
         return await self._must(
-            "bootc_stage",
-            plugin,
-            StagedDeployment,
-            limits.PHASE_TIMEOUT_S,
-            context=context,
-            image=image,
-            sysroot=sysroot,
-            emit=emit,
+            "bootc_stage", plugin, StagedDeployment, limits.PHASE_TIMEOUT_S, **told
         )
 
     async def finalize(
         self, plugin: str, context: Context, sysroot: Sysroot, staged: StagedDeployment, emit: Emit
     ) -> BootPlan:
         """``/etc`` merged; what shall boot."""
+        told: dict[str, object] = {
+            "context": context,
+            "sysroot": sysroot,
+            "staged": staged,
+            "emit": emit,
+        }
         return await self._must(
-            "bootc_finalize",
-            plugin,
-            BootPlan,
-            limits.FINALIZE_TIMEOUT_S,
-            context=context,
-            sysroot=sysroot,
-            staged=staged,
-            emit=emit,
+            "bootc_finalize", plugin, BootPlan, limits.FINALIZE_TIMEOUT_S, **told
         )
 
     async def switch_boot(
         self, plugin: str, context: Context, sysroot: Sysroot, plan: BootPlan
     ) -> None:
         """The plan is effective."""
-        await self._must(
-            "bootc_switch_boot",
-            plugin,
-            bool,
-            limits.FINALIZE_TIMEOUT_S,
-            context=context,
-            sysroot=sysroot,
-            plan=plan,
-        )
+        told: dict[str, object] = {"context": context, "sysroot": sysroot, "plan": plan}
+        await self._must("bootc_switch_boot", plugin, bool, limits.FINALIZE_TIMEOUT_S, **told)
 
     async def rollback(self, plugin: str, context: Context, sysroot: Sysroot) -> BootPlan:
         """The plan that returns to the deployment before."""
+        told: dict[str, object] = {"context": context, "sysroot": sysroot}
         return await self._must(
-            "bootc_rollback",
-            plugin,
-            BootPlan,
-            limits.FINALIZE_TIMEOUT_S,
-            context=context,
-            sysroot=sysroot,
+            "bootc_rollback", plugin, BootPlan, limits.FINALIZE_TIMEOUT_S, **told
         )
 
     async def discard(
         self, plugin: str, context: Context, sysroot: Sysroot, staged: StagedDeployment | None
     ) -> BootPlan | None:
         """What was staged is gone; the plan of what remains."""
+        told: dict[str, object] = {"context": context, "sysroot": sysroot, "staged": staged}
         return await self._provider(
-            "bootc_discard",
-            plugin,
-            BootPlan,
-            limits.FINALIZE_TIMEOUT_S,
-            context=context,
-            sysroot=sysroot,
-            staged=staged,
+            "bootc_discard", plugin, BootPlan, limits.FINALIZE_TIMEOUT_S, **told
         )
 
     async def prune(self, plugin: str, context: Context, sysroot: Sysroot) -> None:
@@ -185,16 +155,15 @@ class Hooks:
         emit: Emit,
     ) -> BootPlan | None:
         """The image is whole again; the menu if an entry has to be made again."""
+        told: dict[str, object] = {
+            "context": context,
+            "image": image,
+            "sysroot": sysroot,
+            "findings": findings,
+            "emit": emit,
+        }
         return await self._provider(
-            "bootc_repair",
-            plugin,
-            BootPlan,
-            limits.PHASE_TIMEOUT_S,
-            context=context,
-            image=image,
-            sysroot=sysroot,
-            findings=findings,
-            emit=emit,
+            "bootc_repair", plugin, BootPlan, limits.PHASE_TIMEOUT_S, **told
         )
 
     # gates

@@ -22,7 +22,8 @@ import trio
 
 from bootc_composefs import backend, state
 from bootc_composefs.cache import Cache
-from bootc_composefs.contents import Contents, image_subtree
+from bootc_composefs.compose import Composed, compose
+from bootc_composefs.contents import Contents, image_subtrees
 from bootc_composefs.fsck import boot_files, holds
 from bootc_composefs.layers import import_missing, spool
 from bootc_composefs.repository import TEMPORARY, Repository
@@ -34,13 +35,13 @@ from bootc_core.models.boot import BootEntry, BootPlan
 from bootc_core.models.finding import Cure
 
 if TYPE_CHECKING:
-    from bootc_composefs.compose import Composed
     from bootc_composefs.state import Slot
     from bootc_core.hooks.specs import Emit
     from bootc_core.models.context import Context
     from bootc_core.models.finding import Finding
     from bootc_core.models.image import VerifiedImage
     from bootc_core.models.sysroot import Sysroot
+    from bootc_core.models.tree import Node
 
 
 async def repair(
@@ -63,16 +64,21 @@ async def repair(
         cache.forget_roots()
         layers = {f"streams/oci-layer-{diff_id}" for diff_id in image.config.rootfs.diff_ids}
         with _aside(repository, [one for one in findings if one.cure is Cure.FETCH], layers):
-            imported = await import_missing(context, image, sysroot, repository, emit)
-            composed = await backend._composed(
-                context, image, repository, imported, _readable(repository, present), cache, emit
-            )
+            imported = await import_missing(context, image, sysroot, repository, cache, emit)
+            current, settings = _readable(repository, present)
+
+            def compute() -> Composed:
+                found = [(name, imported.layers[name]) for name in image.config.rootfs.diff_ids]
+                return compose(repository, found, current, settings, cache)
+
+            composed = await backend._meanwhile(compute, imported.settle)
             _expect_deployed(sysroot, composed, image.digest)
             await imported.publish()
             emit(events.StepProgressed(context.transaction, "repairing", "Putting it in place"))
             await trio.lowlevel.checkpoint()
             bootable = {
-                version: repository.put(data) for version, data in composed.bootable.items()
+                version: repository.put(data, digest)
+                for version, (digest, data) in composed.bootable.items()
             }
             documents = backend._documents(repository, image, imported.layers, bootable)
             atomic.syncfs(repository.path)
@@ -89,15 +95,18 @@ async def repair(
         return _menu(repository, sysroot, composed, present)
 
 
-def _readable(repository: Repository, present: Sequence[Slot]) -> Slot | None:
-    """The deployment whose kernel arguments an entry that is made again follows: the first whose image can be read."""
+def _readable(repository: Repository, present: Sequence[Slot]) -> tuple[Slot | None, Node | None]:
+    """The deployment whose kernel arguments an entry that is made again follows, and its image's settings.
+
+    It is the first whose image can be read.
+    """
     for slot in present:
         try:
-            image_subtree(repository, slot.deployment_id, paths.KARGS_D)
+            (settings,) = image_subtrees(repository, slot.deployment_id, (paths.KARGS_D,))
         except BootcError:
             continue
-        return slot
-    return None
+        return slot, settings
+    return None, None
 
 
 def _expect_deployed(sysroot: Sysroot, composed: Composed, digest: str) -> None:

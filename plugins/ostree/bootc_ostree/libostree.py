@@ -272,12 +272,6 @@ class Sysroot:
             reference="libostree",
             found=printable(text, 600),
         )
-        if text := _taken(self._ostree, self._glib, name, *arguments):
-            raise StorageError(
-                f"libostree cannot {doing} in {self._path}",
-                reference="libostree",
-                found=printable(text, 600),
-            )
 
     def load(self) -> None:
         """Read the deployments again."""
