@@ -142,6 +142,15 @@ def syncfs(path: StrPath) -> None:
         StorageError: final for this run.
     """
     announce("syncfs", path)
+    flush(path)
+
+
+def flush(path: StrPath) -> None:
+    """As ``syncfs``, but no durable step: nothing relies on when it happens.
+
+    Raises:
+        StorageError: final for this run.
+    """
     with mapped("sync the file system of", path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -12,10 +12,8 @@ or half published (its objects are in one of both places), and goes on.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,11 +23,12 @@ import trio
 from bootc_composefs import members, sink, splitstream
 from bootc_composefs.repository import Repository, missing_object
 from bootc_composefs.splitstream import Splitstream
-from bootc_core import limits, process
+from bootc_core import limits
 from bootc_core.errors import BootcError, StorageError
-from bootc_core.fs import atomic, readback, verity
+from bootc_core.fs import atomic, verity
 from bootc_core.models import events
 from bootc_core.models.oci import LAYER_TYPES
+from bootc_core.oci import medium
 from bootc_core.oci.importer import DONE, LayerJob, import_layers
 
 if TYPE_CHECKING:
@@ -168,7 +167,7 @@ class Imported:
     bytes_new: int
     _repository: Repository
     _names: set[str]
-    _checks: dict[Path, int]
+    _written: list[medium.Written]
     _step: Callable[[str, str], None]
 
     async def settle(self) -> None:
@@ -177,19 +176,19 @@ class Imported:
         Raises:
             StorageError: the medium fails, or gives something else (``read-back``).
         """
-        if not self._checks:
+        if not self._written:
             return
         self._step("syncing", "Syncing layers")
         await trio.lowlevel.checkpoint()
         try:
-            atomic.syncfs(next(iter(self._checks)))
+            atomic.syncfs(self._written[0].directory)
             if not self._repository.secure:
                 self._step("checking", "Reading back what was written")
-                await _read_back(self._repository, self._checks)
+                await medium.read_back(self._written, self._repository.digest_bytes)
         except StorageError:
             # the next run must not take for finished what the medium lost
-            for directory in self._checks:
-                _drop(directory)
+            for layer in self._written:
+                _drop(layer.directory.parent)
             raise
 
     async def publish(self) -> None:
@@ -198,7 +197,7 @@ class Imported:
         Raises:
             StorageError: a name did not take effect.
         """
-        if not self._checks:
+        if not self._written:
             return
         self._step("publishing", "Publishing objects")
         repository = self._repository
@@ -206,15 +205,14 @@ class Imported:
             if layer.staged is None:
                 continue
             objects = f"{layer.staged}/{sink.OBJECTS}"
-            for number, name in enumerate(sorted(os.listdir(objects))):
-                if repository.digest(name) is not None:
-                    repository.publish(f"{objects}/{name}", name)
-                    self._names.add(name)
+            wanted = {digest.hex() for digest in layer.stream.object_refs}
+            for number, name in enumerate(sorted(wanted.intersection(os.listdir(objects)))):
+                repository.publish(f"{objects}/{name}", name)
+                self._names.add(name)
                 if number % _CHECKPOINT == 0:
                     await trio.lowlevel.checkpoint()
-            for digest in layer.stream.object_refs:
-                if digest.hex() not in self._names:
-                    raise missing_object(digest)
+            for name in wanted - self._names:
+                raise missing_object(bytes.fromhex(name))
             repository.put(layer.stream.data, layer.digest)
         repository.staged = ()
 
@@ -257,7 +255,7 @@ async def import_missing(
     def step(name: str, description: str) -> None:
         emit(events.StepProgressed(context.transaction, name, description))
 
-    imported = Imported(layers, 0, repository, names, {}, step)
+    imported = Imported(layers, 0, repository, names, [], step)
     if not jobs:
         return imported
     check_space(
@@ -287,9 +285,12 @@ async def import_missing(
     for diff_id, result in results.items():
         directory = _layer_directory(staging, diff_id)
         layers[diff_id] = _staged_layer(repository, directory, result.sink)
-        imported._checks[directory] = int(result.sink.get("crc", 0))
-        imported.bytes_new += int(result.sink.get("bytes_new", 0))
-    repository.staged = tuple(f"{directory}/{sink.OBJECTS}" for directory in imported._checks)
+        size = int(result.sink.get("bytes_new", 0))
+        objects, checks = directory / sink.OBJECTS, directory / sink.CHECKS
+        crc = int(result.sink.get("crc", 0))
+        imported._written.append(medium.Written(objects, checks, crc, size))
+        imported.bytes_new += size
+    repository.staged = tuple(str(layer.directory) for layer in imported._written)
     imported.layers = {diff_id: layers[diff_id] for diff_id in diff_ids}
     return imported
 
@@ -361,31 +362,3 @@ def _drop_incomplete(repository: Repository, directory: Path) -> None:
         whole = False
     if not whole:
         atomic.rmtree(directory)
-
-
-async def _read_back(repository: Repository, checks: Mapping[Path, int]) -> None:
-    """Compare all staged files with their notes, on the medium: in a process, since it is as much work as writing them was."""
-    request = {
-        "digest_bytes": repository.digest_bytes,
-        "layers": [
-            [f"{directory}/{sink.CHECKS}", crc, f"{directory}/{sink.OBJECTS}"]
-            for directory, crc in checks.items()
-        ],
-    }
-    done = await process.run(
-        [sys.executable, "-I", readback.__file__],
-        stdin=json.dumps(request).encode(),
-        timeout_s=limits.PHASE_TIMEOUT_S,
-        error=StorageError,
-        label="reading back",
-    )
-    answer = json.loads(done.stdout)
-    if answer["problem"]:
-        raise StorageError(
-            "the disk gives back something else than what was written",
-            reference="read-back",
-            expected=answer["expected"],
-            found=f"{answer['problem']}: {answer['path']}",
-            hint="check the disk (smartctl, dmesg) before anything else; nothing was switched",
-            catalogue="IO",
-        )

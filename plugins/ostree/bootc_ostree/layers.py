@@ -11,25 +11,24 @@ in one of both places, or its layer is fetched again.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from bootc_core import limits, process
+from bootc_core import limits
 from bootc_core.errors import BootcError, StorageError, printable
-from bootc_core.fs import atomic, readback
+from bootc_core.fs import atomic
 from bootc_core.hooks.specs import Emit
 from bootc_core.models import events
 from bootc_core.models.context import Context
 from bootc_core.models.image import FetchedImage
 from bootc_core.models.oci import LAYER_TYPES, Descriptor
 from bootc_core.models.sysroot import Sysroot
+from bootc_core.oci import medium
 from bootc_core.oci.importer import LayerJob, import_layers
 from bootc_ostree import objects, sink
 from bootc_ostree.repo import BLOBS, Member, Repo, read_entries
@@ -56,7 +55,7 @@ class Imported:
     present: dict[str, list[Member]]
     staged: dict[str, Path] = field(default_factory=dict)
     bytes_new: int = 0
-    _crcs: dict[str, int] = field(default_factory=dict)
+    _notes: dict[str, tuple[int, int]] = field(default_factory=dict)  # CRC-32, bytes
 
     async def settle(self) -> None:
         """Bring what is staged to the medium, and compare it with what that gives back.
@@ -68,30 +67,11 @@ class Imported:
             return
         await trio.lowlevel.checkpoint()
         atomic.syncfs(self.repo.path)
-        request = {
-            "digest_bytes": _DIGEST_BYTES,
-            "layers": [
-                [f"{place}/{sink.CHECKS}", self._crcs[diff_id], f"{place}/{sink.OBJECTS}"]
-                for diff_id, place in self.staged.items()
-            ],
-        }
-        done = await process.run(
-            [sys.executable, "-I", readback.__file__],
-            stdin=json.dumps(request).encode(),
-            timeout_s=limits.PHASE_TIMEOUT_S,
-            error=StorageError,
-            label="reading back",
-        )
-        answer = json.loads(done.stdout)
-        if answer["problem"]:
-            raise StorageError(
-                "the disk gives back something else than what was written",
-                reference="read-back",
-                expected=answer["expected"],
-                found=f"{answer['problem']}: {answer['path']}",
-                hint="check the disk (smartctl, dmesg) before anything else; nothing was switched",
-                catalogue="IO",
-            )
+        written = [
+            medium.Written(place / sink.OBJECTS, place / sink.CHECKS, *self._notes[diff_id])
+            for diff_id, place in self.staged.items()
+        ]
+        await medium.read_back(written, _DIGEST_BYTES)
 
     async def members(self, job: LayerJob) -> list[Member]:
         """The members of a layer; a staged one's objects get their names.
@@ -270,6 +250,7 @@ async def import_missing(
     )
     for diff_id, result in results.items():
         imported.staged[diff_id] = staging / diff_id.rpartition(":")[2]
-        imported._crcs[diff_id] = int(result.sink.get("crc", 0))
-        imported.bytes_new += int(result.sink.get("bytes_new", 0))
+        size = int(result.sink.get("bytes_new", 0))
+        imported._notes[diff_id] = int(result.sink.get("crc", 0)), size
+        imported.bytes_new += size
     return imported

@@ -44,7 +44,7 @@ def archive(seed: int, files: int = 3, size: int = 700) -> bytes:
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "none": lambda data: data,
-    "gzip": lambda data: gzip.compress(data, 1),
+    "gzip": lambda data: gzip.compress(data, 1, mtime=0),
     "zstd": lambda data: zstd.compress(data, 1),
 }
 
