@@ -131,11 +131,13 @@ def build_root(
     updates: bool = True,
     exclude: Sequence[str] = DOC_FREE,
     variant: str = "minbase",
+    hooks: Sequence[str] = (),
 ) -> Path:
     """Make the root file system ``target`` of ``suite`` with ``packages``; it must not exist yet.
 
     Package files are taken from and kept in ``cache``, so that a second build fetches only what is new. ``exclude`` lists
-    folders that dpkg leaves out. Needs root. Raises SystemExit with mmdebstrap's last lines when it fails.
+    folders that dpkg leaves out; ``hooks`` are programs that get the tree's path when its packages are there.
+    Needs root. Raises SystemExit with mmdebstrap's last lines when it fails.
     """
     archives = cache / "apt-archives"
     archives.mkdir(parents=True, exist_ok=True)
@@ -156,6 +158,7 @@ def build_root(
         "--skip=essential/unlink",
         '--setup-hook=mkdir -p "$1"/var/cache/apt/archives',
         f'--setup-hook=find {kept} -name "*.deb" -exec cp -l -t "$1"/var/cache/apt/archives {{}} + || true',
+        *(f"--customize-hook={hook}" for hook in hooks),
         f'--customize-hook=find "$1"/var/cache/apt/archives -name "*.deb" -exec cp -n -t {kept} {{}} + || true',
         suite,
         str(partial),
@@ -178,7 +181,8 @@ def build_root(
     return target
 
 
-def _empty(directory: Path) -> None:
+def empty(directory: Path) -> None:
+    """Remove what is in a directory, if it is one."""
     for entry in os.scandir(directory) if directory.is_dir() else ():
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path)
@@ -199,13 +203,19 @@ def lay_out(root: Path) -> str:
     ]
     (root / f"boot/vmlinuz-{version}").rename(modules / version / "vmlinuz")
     (root / f"boot/initrd.img-{version}").rename(modules / version / "initramfs.img")
+    lay_out_tree(root)
+    return version
+
+
+def lay_out_tree(root: Path) -> None:
+    """All of ``lay_out`` but the kernel."""
     for name in ("vmlinuz", "vmlinuz.old", "initrd.img", "initrd.img.old"):
         (root / name).unlink(missing_ok=True)
     database = root / "usr/lib/sysimage/dpkg"
     database.parent.mkdir(parents=True, exist_ok=True)
     (root / "var/lib/dpkg").rename(database)
     for name in ("boot", "run", "tmp", "dev", "proc", "sys", "var"):
-        _empty(root / name)
+        empty(root / name)
     for name in ("home", "root", "srv", "mnt", "opt", "media", "usr/local"):
         if (root / name).is_dir() and not (root / name).is_symlink():
             shutil.rmtree(root / name)
@@ -230,4 +240,3 @@ def lay_out(root: Path) -> str:
     (root / "etc/machine-id").write_bytes(b"")
     for name in ("etc/hostname", "etc/resolv.conf", "etc/.pwd.lock"):
         (root / name).unlink(missing_ok=True)
-    return version

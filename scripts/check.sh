@@ -13,5 +13,5 @@ if [ "${1:-all}" != types ]; then
 fi
 if [ "${1:-all}" != lint ]; then
     step mypy --strict
-    step mypy --strict demo benchmarks
+    step mypy --strict demo benchmarks vm
 fi

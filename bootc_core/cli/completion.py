@@ -106,5 +106,8 @@ _SHELLS = {"bash": _bash, "zsh": _zsh, "fish": _fish, "elvish": _elvish, "powers
 
 def completion(arguments: argparse.Namespace) -> int:
     """Print the script for ``arguments.shell``."""
-    sys.stdout.write(_SHELLS[arguments.shell](words(parsers.build(__version__))))
+    from bootc_core.cli import commands
+
+    parser = parsers.build(__version__, commands.wanted(("--help",)))
+    sys.stdout.write(_SHELLS[arguments.shell](words(parser)))
     return 0

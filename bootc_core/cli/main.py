@@ -17,6 +17,7 @@ from bootc_core.cli import parser as parsers
 
 if TYPE_CHECKING:
     from bootc_core.errors import BootcError
+    from bootc_core.models.install import CommandOffer
 
 
 # Set by users (error format, debugging), and by us for site scripts, which may call the command line in turn.
@@ -126,11 +127,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         _quiet_end()
 
 
+def _is_builtin(words: Sequence[str]) -> bool:
+    return next((word for word in words if not word.startswith("-")), None) in parsers.names()
+
+
+def _commands(words: Sequence[str]) -> Sequence[CommandOffer]:
+    from bootc_core.cli import commands
+
+    return commands.wanted(words)
+
+
 def _guarded(argv: Sequence[str] | None) -> int:
     from bootc_core.errors import BootcError, UsageError
     from bootc_core.render import stream
 
-    arguments = parsers.build(__version__).parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        more = () if _is_builtin(words) else _commands(words)
+    except BootcError as error:
+        show_error(error)
+        return 1
+    arguments = parsers.build(__version__, more).parse_args(words)
     if os.environ.get("BOOTC_DEBUG"):
         import logging
 

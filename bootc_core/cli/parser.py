@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bootc_core.models.install import CommandOffer
 
 TRANSPORTS = (
     "registry",
@@ -387,8 +391,13 @@ _COMMANDS = (
 )
 
 
-def build(version: str) -> Parser:
-    """The whole parser."""
+def names() -> frozenset[str]:
+    """The built-in commands."""
+    return frozenset(name for name, aliases, *_ in _COMMANDS for name in (name, *aliases))
+
+
+def build(version: str, more: Sequence[CommandOffer] = ()) -> Parser:
+    """The whole parser, with ``more`` commands of plugins."""
     parser = Parser(
         prog="bootc",
         description="Boot and upgrade Linux hosts from container images, transactionally and in place.",
@@ -398,4 +407,8 @@ def build(version: str) -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for name, aliases, text, fill in _COMMANDS:
         fill(commands.add_parser(name, aliases=aliases, help=text, description=text))
+    for offer in more:
+        command = commands.add_parser(offer.name, help=offer.help, description=offer.help)
+        offer.fill(command)
+        command.set_defaults(run="bootc_core.cli.commands:run", command=offer.name, offer=offer)
     return parser

@@ -29,7 +29,14 @@ from bootc_core.fs import atomic
 from bootc_core.hooks.calls import Hooks
 from bootc_core.hooks.manager import Plugins
 from bootc_core.models import events
-from bootc_core.models.context import Context, ImageSummary, Operation, Phase, SignatureMode
+from bootc_core.models.context import (
+    Context,
+    ImageSummary,
+    Installation,
+    Operation,
+    Phase,
+    SignatureMode,
+)
 from bootc_core.models.host import HostStatus
 from bootc_core.models.image import FetchedImage, StagedDeployment
 from bootc_core.models.sysroot import Sysroot
@@ -97,6 +104,7 @@ async def transaction(
     *,
     reason: str = "",
     override: str = "",
+    install: Installation | None = None,
 ) -> AsyncIterator[tuple[Transaction, HostStatus]]:
     """A locked, recovered sysroot with a running transaction, and the host's status at its beginning.
 
@@ -121,6 +129,7 @@ async def transaction(
         started_at=datetime.now(UTC),
         reason=reason,
         override=override,
+        install=install,
     )
     atomic.mkdir(sysroot.path)
     with exclusive(sysroot, operation.value), Bus([*observers, *hooks.observers()]) as bus:

@@ -79,8 +79,11 @@ def create_storage(
     *,
     backend: str | None = None,
     bootloader: str | None = None,
+    foreign: bool = False,
 ) -> Storage:
     """The sysroot with its providers, chosen by flag, then configuration, for one that is missing or empty.
+
+    ``foreign``: whatever else is there may stay, since the caller has looked at it.
 
     Raises:
         StorageError: a non-empty directory that no backend claims, or one of another backend than asked for.
@@ -97,22 +100,23 @@ def create_storage(
                 catalogue="STATE",
             )
         return storage
-    if sysroot.path.is_dir() and (foreign := sorted(set(os.listdir(sysroot.path)) - _HARMLESS)):
+    others = set(os.listdir(sysroot.path)) - _HARMLESS if sysroot.path.is_dir() else set()
+    if others and not foreign:
         raise StorageError(
             f"{sysroot.path} is not a sysroot",
             reference="foreign-sysroot",
             expected="a sysroot, an empty directory, or one that does not exist yet",
-            found=printable(", ".join(foreign[:5]), 200),
+            found=printable(", ".join(sorted(others)[:5]), 200),
             hint="use a new directory; nothing was changed",
             catalogue="STATE",
         )
     chosen = plugins.backend(backend or config.backend)
-    only = chosen.offer.only_bootloader
-    if only is not None and bootloader not in {None, only}:
+    only = chosen.offer.only_bootloaders
+    if only and bootloader is not None and bootloader not in only:
         raise UsageError(
-            f"storage backend {chosen.offer.name} works with the bootloader {only} only",
+            f"storage backend {chosen.offer.name} works with the bootloader {' or '.join(only)} only",
             found=printable(bootloader or ""),
             hint="leave --bootloader out",
         )
-    name = only or bootloader or config.bootloader
+    name = bootloader or (only[0] if only else config.bootloader)
     return Storage(sysroot, chosen, plugins.bootloader(name))

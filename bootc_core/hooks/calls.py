@@ -18,6 +18,7 @@ from bootc_core.models.context import Context, Phase
 from bootc_core.models.events import Event
 from bootc_core.models.finding import Finding
 from bootc_core.models.image import FetchedImage, PolicyAnswer, StagedDeployment, VerifiedImage
+from bootc_core.models.install import BootTarget
 from bootc_core.models.reference import ImageReference
 from bootc_core.models.sysroot import Sysroot
 from bootc_core.models.verdict import Deny, Hold, Proceed, Verdict
@@ -122,6 +123,14 @@ class Hooks:
         """The plan is effective."""
         told: dict[str, object] = {"context": context, "sysroot": sysroot, "plan": plan}
         await self._must("bootc_switch_boot", plugin, bool, limits.FINALIZE_TIMEOUT_S, **told)
+
+    async def install_bootloader(
+        self, plugin: str, context: Context, sysroot: Sysroot, target: BootTarget
+    ) -> None:
+        """The bootloader itself is on the disk."""
+        told: dict[str, object] = {"context": context, "sysroot": sysroot, "target": target}
+        hook, timeout_s = "bootc_install_bootloader", limits.FINALIZE_TIMEOUT_S
+        await self._must(hook, plugin, bool, timeout_s, **told)
 
     async def rollback(self, plugin: str, context: Context, sysroot: Sysroot) -> BootPlan:
         """The plan that returns to the deployment before."""

@@ -27,6 +27,7 @@ from bootc_core.hooks.offers import (
     SiteHooksOffer,
     TransportOffer,
 )
+from bootc_core.models.install import CommandOffer
 
 if TYPE_CHECKING:
     from bootc_core.models.sysroot import Sysroot
@@ -63,6 +64,7 @@ class Plugins:
     bootloaders: dict[str, Offered[BootloaderOffer]] = field(default_factory=dict)
     policies: dict[str, Offered[PolicyOffer]] = field(default_factory=dict)
     site_hooks: dict[str, Offered[SiteHooksOffer]] = field(default_factory=dict)
+    commands: dict[str, Offered[CommandOffer]] = field(default_factory=dict)
     hold_bounds: dict[str, float] = field(default_factory=dict)  # seconds, by plugin
 
     def backend_of(self, sysroot: Sysroot) -> Offered[BackendOffer] | None:
@@ -231,40 +233,21 @@ def collect_offers(plugins: Plugins) -> Plugins:
     Raises:
         PluginError: two plugins offer one name, or one answers nonsense.
     """
+    named: tuple[tuple[str, type[Any], dict[str, Any]], ...] = (
+        ("bootc_register_backends", BackendOffer, plugins.backends),
+        ("bootc_register_bootloaders", BootloaderOffer, plugins.bootloaders),
+        ("bootc_register_policies", PolicyOffer, plugins.policies),
+        ("bootc_register_site_hooks", SiteHooksOffer, plugins.site_hooks),
+        ("bootc_register_commands", CommandOffer, plugins.commands),
+    )
+    for hook, kind, into in named:
+        _collect(plugins, hook, kind, into, lambda offer: (offer.name,))
     _collect(
         plugins,
         "bootc_register_transports",
         TransportOffer,
         plugins.transports,
         lambda offer: offer.transports,
-    )
-    _collect(
-        plugins,
-        "bootc_register_backends",
-        BackendOffer,
-        plugins.backends,
-        lambda offer: (offer.name,),
-    )
-    _collect(
-        plugins,
-        "bootc_register_bootloaders",
-        BootloaderOffer,
-        plugins.bootloaders,
-        lambda offer: (offer.name,),
-    )
-    _collect(
-        plugins,
-        "bootc_register_policies",
-        PolicyOffer,
-        plugins.policies,
-        lambda offer: (offer.name,),
-    )
-    _collect(
-        plugins,
-        "bootc_register_site_hooks",
-        SiteHooksOffer,
-        plugins.site_hooks,
-        lambda offer: (offer.name,),
     )
     return plugins
 

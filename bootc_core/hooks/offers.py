@@ -66,7 +66,10 @@ class BackendOffer:
             where there is one), or None: what ``--check`` compares.
         bootloader: the bootloader recorded with the deployments, or None.
         manifest: the raw manifest of a deployed image by its digest, or None: for the difference of layers.
-        only_bootloader: the one bootloader that a backend works with which makes its boot entries effective itself.
+        only_bootloaders: those that a backend works with which makes its boot entries effective itself, the default first.
+        extract: copies a file, link or directory of a deployment's image (sysroot, deployment, path) to a new place;
+            False: it has none.
+        etc: the writable ``/etc`` of a deployment.
         note_update: remembers the newest image that a reference was seen to name, for ``cachedUpdate`` in status. Called by
             ``upgrade --check``; a failure only warns.
         live_staging: where the backend's library keeps what is staged on the running host; None: in our own notice.
@@ -80,10 +83,12 @@ class BackendOffer:
     tracked: Callable[[Sysroot, ImageReference], str | None]
     bootloader: Callable[[Sysroot], str | None]
     manifest: Callable[[Sysroot, str], bytes | None]
-    only_bootloader: str | None = None
+    only_bootloaders: tuple[str, ...] = ()
     note_update: Callable[[Sysroot, ImageReference, FetchedImage], None] | None = None
     live_staging: LiveStaging | None = None
     check: Callable[[Sysroot, Sequence[PresentEntry]], Iterator[Finding | Counted]] | None = None
+    extract: Callable[[Sysroot, str, str, Path], bool] | None = None
+    etc: Callable[[Sysroot, str], Path] | None = None
 
 
 @dataclass(frozen=True, slots=True)

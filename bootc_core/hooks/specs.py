@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bootc_core.models.events import Event
     from bootc_core.models.finding import Finding
     from bootc_core.models.image import FetchedImage, PolicyAnswer, StagedDeployment, VerifiedImage
+    from bootc_core.models.install import BootTarget, CommandOffer
     from bootc_core.models.reference import ImageReference
     from bootc_core.models.sysroot import Sysroot
     from bootc_core.models.verdict import Verdict
@@ -62,6 +63,12 @@ def bootc_register_policies() -> Sequence[PolicyOffer]:
 @hookspec
 def bootc_register_site_hooks() -> Sequence[SiteHooksOffer]:
     """Hooks that sites add without a package: for ``bootc hooks list`` and ``bootc hooks run``. Since API 1."""
+    raise AssertionError
+
+
+@hookspec
+def bootc_register_commands() -> Sequence[CommandOffer]:
+    """Commands that the plugin adds to the command line; asked when a command is not a built-in one. Since API 1."""
     raise AssertionError
 
 
@@ -138,6 +145,18 @@ async def bootc_switch_boot(context: Context, sysroot: Sysroot, plan: BootPlan) 
 
     Raises:
         BootError: before the point of no return only.
+    """
+    raise AssertionError
+
+
+@hookspec
+async def bootc_install_bootloader(
+    context: Context, sysroot: Sysroot, target: BootTarget
+) -> bool | None:
+    """Put the bootloader's own programs and settings on a disk whose entries were written. Called by an installation only.
+
+    Raises:
+        BootError: the image lacks them, or they cannot be written.
     """
     raise AssertionError
 

@@ -28,6 +28,7 @@ class Operation(StrEnum):
     ROLLBACK = "rollback"
     FINALIZE = "finalize"
     REPAIR = "repair"
+    INSTALL = "install"
 
 
 class SignatureMode(StrEnum):
@@ -47,6 +48,26 @@ class ImageSummary(Model):
     digest: Digest | None = None  # of the instance's manifest
     version: str | None = None
     labels: dict[str, str] = Field(default_factory=dict)
+
+
+class Installation(Model):
+    """What the first deployment of a fresh sysroot is made with, beside its image.
+
+    Attributes:
+        target: reference that the host will follow; empty: the one that is installed from.
+        signature: how updates of the host have to be accepted.
+        stateroot: group of deployments that share one ``/var``.
+        arguments: kernel arguments before the image's own: where the root is, then the installer's settings.
+        removed: kernel arguments to leave out of these and of the image's: ``key=value``, or ``key`` with any value.
+        added: kernel arguments at the end.
+    """
+
+    target: str = ""
+    signature: SignatureMode = SignatureMode.POLICY
+    stateroot: str = "default"
+    arguments: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
 
 class PriorVerdict(Model):
@@ -79,6 +100,7 @@ class Context(Model):
         resumed: an earlier run of the same purpose was interrupted.
         override: why the administrator overrides holds (``--override-holds``); empty: holds count.
         verdicts: what gates answered so far in this transaction, in order.
+        install: the sysroot is a new host's; None for a host that is there.
     """
 
     transaction: str
@@ -97,3 +119,9 @@ class Context(Model):
     resumed: bool = False
     override: str = ""
     verdicts: tuple[PriorVerdict, ...] = ()
+    install: Installation | None = None
+
+    @property
+    def recorded_signature(self) -> SignatureMode:
+        """The mode that is kept with the deployment and counts for its updates."""
+        return self.install.signature if self.install is not None else self.signature

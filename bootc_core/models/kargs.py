@@ -230,6 +230,23 @@ class CommandLine:
         return self.add_or_modify(Parameter(f"composefs={'?' if optional else ''}{deployment_id}"))
 
 
+def installed(
+    before: Iterable[str], image: Iterable[Parameter], removed: Iterable[str], added: Iterable[str]
+) -> CommandLine:
+    """The command line of a new host: ``before``, the image's, without ``removed``, then ``added``.
+
+    ``removed`` names a parameter with its value, or a key whatever the value.
+
+    Raises:
+        BootError: something in it that a command line cannot hold, or too much of it.
+    """
+    line = CommandLine.parse(" ".join(before)).extend(image)
+    for parameter in CommandLine.parse(" ".join(removed)):
+        exact = parameter.value is not None
+        line = line.remove(parameter) if exact else line.remove_key(parameter.key)
+    return line.extend(CommandLine.parse(" ".join(added))).checked()
+
+
 def merge_image_change(
     current: CommandLine, old: Iterable[Parameter], new: Iterable[Parameter]
 ) -> CommandLine:

@@ -22,16 +22,26 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bootc_core.errors import BootcError, StorageError, printable
 from bootc_core.models.host import HostImage, ImageStatus
-from bootc_core.models.reference import SignedReference
+from bootc_core.models.reference import ImageReference, SignedReference
+
+if TYPE_CHECKING:
+    from bootc_core.models.context import Context
+    from bootc_core.models.image import FetchedImage
 
 SECTION: Final = "bootc-python"
 # Sections that rpm-ostree writes for locally layered packages: such a deployment is not an image any more.
 LAYERED: Final = frozenset({"rpmostree", "packages", "overrides", "modules"})
 _DIGEST: Final = re.compile(r"sha(?:256:[0-9a-f]{64}|384:[0-9a-f]{96}|512:[0-9a-f]{128})")
+
+
+def followed(context: Context, image: FetchedImage) -> ImageReference:
+    """The reference that a deployment follows: where its image came from, or what a new host was told to follow."""
+    target = context.install.target if context.install is not None else ""
+    return ImageReference.parse(target) if target else image.requested
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ from bootc_core.models.context import SignatureMode
 from bootc_core.models.image import StagedDeployment
 from bootc_core.models.reference import SignedReference
 from bootc_core.models.tree import lookup
+from bootc_core.oci import origin as origins
 from bootc_core.oci.origin import Origin
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ async def stage(
 
         def compute() -> Composed:
             layers = [(name, imported.layers[name]) for name in image.config.rootfs.diff_ids]
-            return compose(repository, layers, current, settings, cache)
+            return compose(repository, layers, current, settings, cache, context.install)
 
         emit(events.StepProgressed(context.transaction, "merging", "Merging layers"))
         composed = await _meanwhile(compute, imported.settle)
@@ -325,14 +326,15 @@ def _link(
 
 def _origin(context: Context, verified: VerifiedImage, boot_digest: str) -> bytes:
     image = verified.image
-    signed = "containerPolicy" if context.signature is SignatureMode.ENFORCE else None
+    signed = "containerPolicy" if context.recorded_signature is SignatureMode.ENFORCE else None
+    follows = origins.followed(context, image)
     return Origin(
-        SignedReference(image.requested, signed),
+        SignedReference(follows, signed),
         manifest_digest=image.digest,
         boot_digest=boot_digest,
         boot_type="bls",
-        tag_digest=image.tag_digest,
-        signature=context.signature.value,
+        tag_digest=image.tag_digest if follows == image.requested else None,
+        signature=context.recorded_signature.value,
         accepted=tuple(answer.to_json(policy) for policy, answer in verified.answers),
     ).to_bytes(long_form=True)
 

@@ -29,6 +29,8 @@ from bootc_core import limits, paths
 from bootc_core.boot import kargs_d, os_release
 from bootc_core.boot.kernel import Kernel, find_kernel
 from bootc_core.fs import atomic, verity
+from bootc_core.models import kargs
+from bootc_core.models.context import Installation
 from bootc_core.models.kargs import CommandLine, merge_image_change
 from bootc_core.models.tree import Node, resolve
 from bootc_core.oci.layers import LayerStats, LayerTree
@@ -77,6 +79,7 @@ def compose(
     current: Slot | None,
     settings: Node | None,
     cache: Cache,
+    install: Installation | None = None,
 ) -> Composed:
     """Compute everything about an image.
 
@@ -86,6 +89,7 @@ def compose(
         current: the deployment whose command line is followed; None for a first one.
         settings: ``kargs.d`` of that one's image, if it has it.
         cache: has the members of known layers, and gets those that it lacks.
+        install: what a first deployment is made with.
 
     Raises:
         ContentError: the image is damaged, hostile, or cannot be booted.
@@ -99,7 +103,7 @@ def compose(
         _apply(repository, tree, layer, what, cache)
     root = tree.root
     kernel = find_kernel(root)
-    line = _command_line(root, contents, current, settings)
+    line = _command_line(root, contents, current, settings, install)
     identity = os_release.parse(_os_release(root, contents))
     binaries, boot_digest = _binaries(repository, kernel, cache)
     oci_transform(root)
@@ -157,10 +161,16 @@ def _os_release(root: Node, contents: Contents) -> bytes:
 
 
 def _command_line(
-    root: Node, contents: Contents, current: Slot | None, settings: Node | None
+    root: Node,
+    contents: Contents,
+    current: Slot | None,
+    settings: Node | None,
+    install: Installation | None,
 ) -> CommandLine:
     """The new command line, ``composefs=`` still the old one: present arguments with the change between both images' kargs.d."""
     new = CommandLine.parse(" ".join(kargs_d.read_tree(root, contents.read)))
+    if install is not None:
+        return kargs.installed(install.arguments, new, install.removed, install.added)
     if current is None:
         return new.checked()
     options = CommandLine.parse(

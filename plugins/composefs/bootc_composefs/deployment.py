@@ -10,6 +10,7 @@ As an ordinary user, what cannot be set is recorded in ``bootc/owners.json``.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,6 +169,26 @@ def merge_etc(
             atomic.rmtree(temporary)
     atomic.fsync(directory)
     return plan.skipped
+
+
+def extract(sysroot: Sysroot, deployment_id: str, path: str, place: Path) -> bool:
+    """Copy a file, link or directory of a deployment's image to ``place``, which is made; False: the image has none.
+
+    Raises:
+        StorageError: something is missing or damaged, or cannot be written.
+    """
+    with Repository.open(sysroot.path / state.REPOSITORY) as repository:
+        (tree,) = image_subtrees(repository, deployment_id, [path])
+        if tree is None:
+            return False
+        contents = Contents(repository)
+        if tree.is_dir:
+            trees.populate(place, tree, contents.open, exclude=())
+        elif stat.S_ISLNK(tree.mode):
+            place.symlink_to(os.fsdecode(tree.inline or b""))
+        else:
+            place.write_bytes(contents.read(tree))
+    return True
 
 
 def drop_temporary(directory: Path) -> None:

@@ -9,6 +9,8 @@ from bootc_core.hooks.markers import hookimpl
 from bootc_core.hooks.offers import BackendOffer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bootc_core.hooks.specs import Emit
     from bootc_core.models.boot import BootPlan, PresentEntry
     from bootc_core.models.context import Context
@@ -25,6 +27,12 @@ def _check(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> Iterator[Findin
     return fsck.check_sysroot(sysroot, entries)
 
 
+def _extract(sysroot: Sysroot, deployment_id: str, path: str, place: Path) -> bool:
+    from bootc_composefs import deployment
+
+    return deployment.extract(sysroot, deployment_id, path, place)
+
+
 @hookimpl
 def bootc_register_backends() -> Sequence[BackendOffer]:
     """The backend ``composefs``."""
@@ -39,6 +47,8 @@ def bootc_register_backends() -> Sequence[BackendOffer]:
             bootloader=state.bootloader,
             manifest=state.manifest,
             check=_check,
+            extract=_extract,
+            etc=lambda sysroot, name: state.deployment_path(sysroot, name) / "etc",
         ),
     )
 

@@ -26,9 +26,9 @@ from bootc_core.boot import kargs_d
 from bootc_core.boot.kernel import find_kernel
 from bootc_core.errors import StorageError, UnsupportedEnvironmentError
 from bootc_core.fs import atomic, etc_merge
-from bootc_core.models import events
+from bootc_core.models import events, kargs
 from bootc_core.models.boot import BootPlan
-from bootc_core.models.context import Context, SignatureMode
+from bootc_core.models.context import Context, Installation, SignatureMode
 from bootc_core.models.image import FetchedImage, StagedDeployment, VerifiedImage
 from bootc_core.models.kargs import CommandLine, Parameter, merge_image_change
 from bootc_core.models.reference import SignedReference
@@ -58,7 +58,7 @@ def _need_root() -> None:
         )
 
 
-def initialise(sysroot: Sysroot) -> Repo:
+def initialise(sysroot: Sysroot, stateroot: str = STATEROOT) -> Repo:
     """The sysroot's repository, made by the real ostree if there is none.
 
     Raises:
@@ -85,7 +85,7 @@ def initialise(sysroot: Sysroot) -> Repo:
             run_blocking(["ostree", *arguments], timeout_s=limits.FINALIZE_TIMEOUT_S)
     if not any(sysroot.path.glob("ostree/deploy/*")):
         run_blocking(
-            ["ostree", "admin", f"--sysroot={sysroot.path}", "os-init", STATEROOT],
+            ["ostree", "admin", f"--sysroot={sysroot.path}", "os-init", stateroot],
             timeout_s=limits.FINALIZE_TIMEOUT_S,
         )
     return repo
@@ -103,7 +103,8 @@ async def stage(
             hint="ostree admin status shows the deployments; is /boot mounted?",
             catalogue="STATE",
         )
-    repo = initialise(sysroot)
+    fresh = context.install.stateroot if context.install is not None else STATEROOT
+    repo = initialise(sysroot, fresh)
 
     def step(name: str, description: str) -> None:
         emit(events.StepProgressed(context.transaction, name, description))
@@ -129,7 +130,9 @@ async def stage(
         keeps_var = at_least(*VAR_FROM_COMMIT)
         var = compose.transform(root, keeps_var=keeps_var)
         compose.finish(root)
-        options = _options(repo, sysroot, root)  # before a ref names an image that is refused
+        options = _options(
+            repo, sysroot, root, context.install
+        )  # before a ref names an image that is refused
         await trio.lowlevel.checkpoint()
         step("committing", "Writing commits")
         refs: list[tuple[str, str]] = []
@@ -149,15 +152,17 @@ async def stage(
         atomic.syncfs(repo.path)
         for name, layer_commit in refs:
             repo.write_ref(name, layer_commit, sync=False)
-        repo.write_ref(f"{IMAGES}/{objects.escape_ref(str(fetched.requested))}", commit)
+        repo.write_ref(
+            f"{IMAGES}/{objects.escape_ref(str(origins.followed(context, fetched)))}", commit
+        )
         atomic.syncfs(repo.path)
     for left in (sysroot.state / "spool").glob("ostree-*"):
         atomic.rmtree(left)  # this run's, and those of runs that were never repeated
     present = deployments(sysroot)
     base = booted(sysroot, present)
     if not present:
-        _populate_var(repo, sysroot, var)
-    stateroot = base.stateroot if base else STATEROOT
+        _populate_var(repo, sysroot, var, fresh)
+    stateroot = base.stateroot if base else fresh
     details = {
         "commit": commit,
         "stateroot": stateroot,
@@ -219,9 +224,9 @@ def _created(image: FetchedImage) -> int:
     return 0
 
 
-def _populate_var(repo: Repo, sysroot: Sysroot, var: Node | None) -> None:
+def _populate_var(repo: Repo, sysroot: Sysroot, var: Node | None, name: str) -> None:
     """``/var`` of the stateroot, from the image that is deployed first; never touched again."""
-    stateroot = sysroot.path / "ostree/deploy" / STATEROOT
+    stateroot = sysroot.path / "ostree/deploy" / name
     fresh, old = stateroot / ".bootc-tmp-var", stateroot / ".bootc-tmp-old-var"
     atomic.rmtree(fresh)
     atomic.rmtree(old)
@@ -239,16 +244,17 @@ def _populate_var(repo: Repo, sysroot: Sysroot, var: Node | None) -> None:
 
 
 def _origin(context: Context, image: VerifiedImage) -> origins.Origin:
-    enforced = context.signature is SignatureMode.ENFORCE
+    enforced = context.recorded_signature is SignatureMode.ENFORCE
+    follows = origins.followed(context, image.image)
     return origins.Origin(
-        reference=SignedReference(image.image.requested, "containerPolicy" if enforced else None),
-        tag_digest=image.image.tag_digest,
-        signature=context.signature.value,
+        reference=SignedReference(follows, "containerPolicy" if enforced else None),
+        tag_digest=image.image.tag_digest if follows == image.image.requested else None,
+        signature=context.recorded_signature.value,
         accepted=tuple(answer.to_json(policy) for policy, answer in image.answers),
     )
 
 
-def _options(repo: Repo, sysroot: Sysroot, root: Node) -> CommandLine:
+def _options(repo: Repo, sysroot: Sysroot, root: Node, install: Installation | None) -> CommandLine:
     """Kernel arguments of the new deployment: the present ones with the images' difference (parity reference, 5.2)."""
 
     def read_file(node: Node) -> bytes:
@@ -257,6 +263,8 @@ def _options(repo: Repo, sysroot: Sysroot, root: Node) -> CommandLine:
 
     new = [CommandLine.parse(text).parameters for text in kargs_d.read_tree(root, read_file)]
     wanted = [parameter for group in new for parameter in group]
+    if install is not None:
+        return kargs.installed(install.arguments, wanted, install.removed, install.added)
     present = booted(sysroot, deployments(sysroot))
     if present is None:
         return CommandLine().add(wanted).checked()
@@ -283,7 +291,7 @@ async def finalize(
         if present and present[0].name == staged.deployment_id:
             return BootPlan(effective=True)  # an interrupted run had got that far
         merge = present[0] if present else None
-        stateroot = merge.stateroot if merge else STATEROOT
+        stateroot = merge.stateroot if merge else str(staged.details["stateroot"])
         options = [str(option) for option in staged.details["options"]]
         new = handle.deploy(stateroot, commit, str(staged.details["origin"]), options, merge)
         order: list[Deployed] = [new]

@@ -9,6 +9,8 @@ from bootc_core import hookimpl
 from bootc_core.hooks.offers import BackendOffer, BootloaderOffer, LiveStaging
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bootc_core.models.boot import BootPlan, PresentEntry
     from bootc_core.models.context import Context
     from bootc_core.models.events import Event
@@ -69,6 +71,25 @@ def _check(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> Iterator[Findin
     return fsck.check_sysroot(sysroot, entries)
 
 
+def _directory(sysroot: Sysroot, name: str) -> Path:
+    from bootc_ostree import state
+
+    return state.directory(sysroot, name)
+
+
+def _extract(sysroot: Sysroot, deployment_id: str, path: str, place: Path) -> bool:
+    import shutil
+
+    source = _directory(sysroot, deployment_id) / path
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, place, symlinks=True)
+    elif source.is_symlink() or source.exists():
+        shutil.copy2(source, place, follow_symlinks=False)
+    else:
+        return False
+    return True
+
+
 def _bootloader(sysroot: Sysroot) -> str | None:
     return "none" if _claims(sysroot) else None  # libostree writes the entries; nothing else may
 
@@ -94,10 +115,12 @@ def bootc_register_backends() -> Sequence[BackendOffer]:
             _tracked,
             _bootloader,
             _manifest,
-            only_bootloader="none",
+            only_bootloaders=("none", "grub"),
             note_update=_note_update,
             live_staging=LiveStaging(_read_staged, _lock_staged),
             check=_check,
+            extract=_extract,
+            etc=lambda sysroot, name: _directory(sysroot, name) / "etc",
         )
     ]
 

@@ -25,12 +25,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bootc_core import limits
 from bootc_core.boot import bls
-from bootc_core.errors import BootcError, printable
+from bootc_core.errors import BootcError, StorageError, printable
 from bootc_core.models.host import Deployment, HostStatus, OstreeInfo
 from bootc_core.oci import origin as origins
 from bootc_ostree.variant import decode, encode
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bootc_core.models.boot import PresentEntry
     from bootc_core.models.host import ImageStatus
     from bootc_core.models.image import FetchedImage, StagedDeployment
@@ -202,6 +204,22 @@ def read_staged(sysroot: Sysroot) -> tuple[StagedDeployment, bool, str] | None:
         return None
     details = {"commit": present.checksum, "stateroot": present.stateroot}
     return StagedDeployment("ostree", present.name, details=details), staged.locked, digest
+
+
+def directory(sysroot: Sysroot, name: str) -> Path:
+    """The checkout of the deployment ``COMMIT.SERIAL``.
+
+    Raises:
+        StorageError: there is none.
+    """
+    for present in deployments(sysroot):
+        if f"{present.checksum}.{present.serial}" == name:
+            return sysroot.path / present.directory
+    raise StorageError(
+        f"deployment {printable(name, 16)} is not in the boot menu",
+        reference="bad-deployment",
+        catalogue="STATE",
+    )
 
 
 def staged_commit(sysroot: Sysroot) -> str | None:

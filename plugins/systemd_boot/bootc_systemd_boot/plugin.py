@@ -11,6 +11,7 @@ from bootc_core.hooks.offers import BootloaderOffer
 if TYPE_CHECKING:
     from bootc_core.models.boot import BootPlan, PresentEntry
     from bootc_core.models.context import Context
+    from bootc_core.models.install import BootTarget
     from bootc_core.models.sysroot import Sysroot
 
 BOOTC_API = 1
@@ -47,4 +48,17 @@ async def bootc_switch_boot(context: Context, sysroot: Sysroot, plan: BootPlan) 
     # In this thread and not interruptible: durable steps keep one order, and a half-done switch
     # helps nobody.
     switch.switch(sysroot, plan)
+    return True
+
+
+@hookimpl
+async def bootc_install_bootloader(context: Context, sysroot: Sysroot, target: BootTarget) -> bool:
+    """systemd-boot itself on the ESP; see ``install``."""
+    import trio
+
+    from bootc_systemd_boot import install
+
+    del context, sysroot
+    await trio.lowlevel.checkpoint()
+    install.install(target)
     return True

@@ -21,7 +21,11 @@ from bootc_core.models.sysroot import Sysroot
 def test_api_and_hooks() -> None:
     assert plugin.BOOTC_API == markers.API
     hooks = [name for name in vars(plugin) if name.startswith("bootc_")]
-    assert hooks == ["bootc_register_bootloaders", "bootc_switch_boot"]
+    assert hooks == [
+        "bootc_register_bootloaders",
+        "bootc_switch_boot",
+        "bootc_install_bootloader",
+    ]
     for name in hooks:
         ours, theirs = getattr(plugin, name), getattr(specs, name)
         assert inspect.iscoroutinefunction(ours) == inspect.iscoroutinefunction(theirs)

@@ -1,0 +1,1 @@
+"""Virtual machines that install, boot, upgrade and roll back for real."""
