@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from bootc_core.cli import common, environment
-from bootc_core.engine import holds, journal, orchestrator, plan
+from bootc_core.cli import common
+from bootc_core.cli.checking import checking_context
+from bootc_core.engine import holds, journal, plan
 from bootc_core.engine.lock import exclusive
 from bootc_core.engine.notice import read_notice
-from bootc_core.engine.sysroots import Storage, open_storage
-from bootc_core.errors import BootcError, TransactionError, UsageError, printable
+from bootc_core.engine.sysroots import Storage
+from bootc_core.errors import BootcError, TransactionError, printable
 from bootc_core.hooks.calls import Hooks
 from bootc_core.hooks.manager import Plugins
 from bootc_core.models.context import Phase, PriorVerdict
@@ -40,15 +41,7 @@ def show(arguments: argparse.Namespace) -> int:
     Raises:
         BootcError: the host cannot be looked at.
     """
-    settings, plugins = common.load(arguments)
-    sysroot = common.sysroot_of(arguments)
-    if sysroot is None:
-        raise environment.no_host_error()
-    storage = open_storage(sysroot, plugins, settings)
-    if storage is None:
-        raise UsageError(
-            f"nothing is deployed in {printable(str(sysroot.path))}", reference="no-source"
-        )
+    _, plugins, storage = common.existing(arguments, write=True)  # it tries the lock
     import trio
 
     found = [*_state(storage), *trio.run(_gates, storage, plugins)]
@@ -89,7 +82,7 @@ async def _gates(storage: Storage, plugins: Plugins) -> list[Blocker]:
         target = plan.plan_upgrade(host, None, None)
     except BootcError as problem:
         return [Blocker("bootc", "no target", problem.message, problem.hint or "bootc switch")]
-    context = orchestrator.checking_context(storage, target, "")
+    context = checking_context(storage, target, "")
     hooks = Hooks(plugins)
     record = holds.read(storage.sysroot)
     found: list[Blocker] = []

@@ -9,7 +9,10 @@ from bootc_core import config as configs
 from bootc_core.config import Config
 from bootc_core.containment import loading
 from bootc_core.engine import sysroots
+from bootc_core.engine.sysroots import Storage
+from bootc_core.errors import UsageError, printable
 from bootc_core.hooks import manager
+from bootc_core.host import live
 from bootc_core.models.sysroot import Sysroot
 
 
@@ -35,8 +38,44 @@ def load(arguments: argparse.Namespace) -> tuple[Config, manager.Plugins]:
     return settings, plugins
 
 
-def sysroot_of(arguments: argparse.Namespace) -> Sysroot | None:
-    """The sysroot that ``--sysroot`` names, or None for the booted host."""
+def sysroot_of(arguments: argparse.Namespace, *, write: bool | None = False) -> Sysroot:
+    """The sysroot that ``--sysroot`` names, else the running host's.
+
+    The latter moves this process into a mount namespace of its own: to be called once, before any thread is started.
+
+    Args:
+        arguments: of the command line.
+        write: whether the command changes the host; None: where its medium permits that.
+
+    Raises:
+        UsageError: ``--sysroot`` is no directory, or a flag makes no sense without it.
+        UnsupportedEnvironmentError: without it, this is no host that was booted from an image, or the user may not.
+        StorageError: the host is on a medium that cannot be written, or something cannot be mounted.
+    """
     if arguments.sysroot is None:
-        return None
+        if arguments.boot_dir is not None:
+            raise UsageError(
+                "--boot-dir goes with --sysroot", hint="the running host's is found by itself"
+            )
+        return live.open_sysroot(write=write, config_root=arguments.config_root)
     return sysroots.make_sysroot(arguments.sysroot, arguments.boot_dir, arguments.config_root)
+
+
+def existing(
+    arguments: argparse.Namespace, *, write: bool | None = False
+) -> tuple[Config, manager.Plugins, Storage]:
+    """Settings, plugins, and the deployments that a command is about; see ``sysroot_of``.
+
+    Raises:
+        UsageError: nothing is deployed there.
+    """
+    settings, plugins = load(arguments)
+    sysroot = sysroot_of(arguments, write=write)
+    storage = sysroots.open_storage(sysroot, plugins, settings)
+    if storage is None:
+        raise UsageError(
+            f"nothing is deployed in {printable(str(sysroot.path))}",
+            reference="no-source",
+            hint="bootc switch --sysroot DIR IMAGE deploys the first image",
+        )
+    return settings, plugins, storage

@@ -16,7 +16,8 @@ from typing import TypeVar
 import trio
 
 from bootc_core import config as configs
-from bootc_core.cli import common, environment, forecast, outputs, transfers, trust
+from bootc_core.cli import common, forecast, outputs, transfers, trust
+from bootc_core.cli.checking import checking_context
 from bootc_core.engine import orchestrator, plan, sysroots
 from bootc_core.engine.notice import read_notice
 from bootc_core.engine.orchestrator import Outcome
@@ -32,6 +33,7 @@ from bootc_core.errors import (
 )
 from bootc_core.hooks.calls import Hooks
 from bootc_core.hooks.manager import Plugins
+from bootc_core.host import power
 from bootc_core.models.context import Context, Operation, Phase, SignatureMode
 from bootc_core.models.host import HostStatus
 from bootc_core.models.image import FetchedImage
@@ -92,39 +94,25 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
         raise _single(group) from group
 
 
-def need_host(arguments: argparse.Namespace) -> None:
-    """Refuse what cannot be done without a booted host.
-
-    Raises:
-        UnsupportedEnvironmentError, UsageError: naming what to do instead.
-    """
-    if arguments.sysroot is None:
-        raise environment.no_host_error()
-    if getattr(arguments, "apply", False):
+def _check_flags(arguments: argparse.Namespace) -> None:
+    if arguments.sysroot is not None and arguments.apply:
         raise UsageError(
             "--apply reboots the running host and cannot be used with --sysroot",
             hint="leave --apply out; what was staged boots next",
         )
 
 
-def existing(arguments: argparse.Namespace) -> tuple[Plugins, Storage]:
-    """The plugins, and the sysroot that ``arguments`` name with its providers.
+def _prepare(storage: Storage) -> None:
+    """On the running host: what is staged will be finalized at shutdown. Asked for before anything is staged."""
+    if storage.sysroot.live and storage.backend.offer.finalize_unit is not None:
+        power.start_unit(storage.backend.offer.finalize_unit)
 
-    Raises:
-        UsageError: nothing is deployed there.
-    """
-    settings, plugins = common.load(arguments)
-    sysroot = common.sysroot_of(arguments)
-    if sysroot is None:
-        raise environment.no_host_error()
-    storage = sysroots.open_storage(sysroot, plugins, settings)
-    if storage is None:
-        raise UsageError(
-            f"nothing is deployed in {printable(str(sysroot.path))}",
-            reference="no-source",
-            hint="bootc switch --sysroot DIR IMAGE deploys the first image",
-        )
-    return plugins, storage
+
+def _apply(arguments: argparse.Namespace, outcome: Outcome | None) -> int:
+    """Reboot, if that was asked for and something else boots then."""
+    if arguments.apply and outcome is not None and outcome.kind not in {"unchanged", "staged"}:
+        power.reboot()
+    return 0
 
 
 def _mode(host: HostStatus) -> SignatureMode | None:
@@ -213,14 +201,12 @@ def switch(arguments: argparse.Namespace) -> int:
     if transport in _PATHS and not reference.name.startswith("/"):
         # kept with the deployment, and the next upgrade may be run from anywhere
         reference = ImageReference.make(transport, f"{Path.cwd()}/{reference.name}")
-    need_host(arguments)
+    _check_flags(arguments)
     settings, plugins = common.load(arguments)
     transfers.install(arguments, settings)
     orchestrator.check_providers(plugins)
     plugins.transport(reference.transport.value)
-    sysroot = common.sysroot_of(arguments)
-    if sysroot is None:
-        raise environment.no_host_error()
+    sysroot = common.sysroot_of(arguments, write=True)
     storage = sysroots.create_storage(
         sysroot, plugins, settings, backend=arguments.backend, bootloader=arguments.bootloader
     )
@@ -232,7 +218,7 @@ def switch(arguments: argparse.Namespace) -> int:
         else SignatureMode.POLICY
     )
 
-    async def work() -> int:
+    async def work() -> Outcome | None:
         async with orchestrator.transaction(
             plugins,
             storage,
@@ -252,12 +238,13 @@ def switch(arguments: argparse.Namespace) -> int:
             )
             if target is None:
                 _say("Image specification is unchanged.")
-                return 0
+                return Outcome("present") if host.staged else None
             outcome = await orchestrator.deploy(run, host, target)
         _report(outcome, reference, storage)
-        return 0
+        return outcome
 
-    return run(work)
+    _prepare(storage)
+    return _apply(arguments, run(work))
 
 
 def _upgrade_flags(arguments: argparse.Namespace) -> None:
@@ -277,16 +264,17 @@ def _upgrade_flags(arguments: argparse.Namespace) -> None:
 def upgrade(arguments: argparse.Namespace) -> int:
     """``bootc upgrade``."""
     _upgrade_flags(arguments)
-    need_host(arguments)
-    plugins, storage = existing(arguments)
+    _check_flags(arguments)
+    _, plugins, storage = common.existing(arguments, write=not getattr(arguments, "check", False))
     if arguments.check:
         return run(lambda: _check(arguments, plugins, storage))
     if arguments.from_downloaded:
-        return run(lambda: _from_downloaded(arguments, plugins, storage))
+        _prepare(storage)
+        return _apply(arguments, run(lambda: _from_downloaded(arguments, plugins, storage)))
     transfers.install(arguments, configs.load(arguments.config_root or Path("/")))
     orchestrator.check_providers(plugins)
 
-    async def work() -> int:
+    async def work() -> Outcome:
         seen = storage.read_host(lambda message: None)
         target = plan.plan_upgrade(seen, _mode(seen), arguments.tag)
         async with orchestrator.transaction(
@@ -304,15 +292,18 @@ def upgrade(arguments: argparse.Namespace) -> int:
             outcome = await orchestrator.deploy(
                 run, host, target, download_only=arguments.download_only
             )
+            if outcome.kind == "present" and arguments.apply:
+                await run.ask_gates(Phase.FINALIZE)
         _report(outcome, target.reference, storage)
-        return 0
+        return outcome
 
-    return run(work)
+    _prepare(storage)
+    return _apply(arguments, run(work))
 
 
 async def _from_downloaded(
     arguments: argparse.Namespace, plugins: Plugins, storage: Storage
-) -> int:
+) -> Outcome:
     async with orchestrator.transaction(
         plugins,
         storage,
@@ -329,12 +320,17 @@ async def _from_downloaded(
                 reference="nothing-staged",
                 hint="bootc upgrade --download-only stages one",
             )
-        await orchestrator.finalize_staged(run, host, notice)
+        if not storage.sysroot.live:
+            await orchestrator.finalize_staged(run, host, notice)
+        elif notice.locked:
+            await orchestrator.unlock(run, notice)
+        elif arguments.apply:
+            await run.ask_gates(Phase.FINALIZE)
     if notice.locked:
         _say("Staged deployment will now be applied on reboot")
     else:
         _say("Staged deployment is already set to apply on reboot")
-    return 0
+    return Outcome("present", deployment_id=notice.staged.deployment_id)
 
 
 async def _tell_acceptance(hooks: Hooks, context: Context, image: FetchedImage) -> None:
@@ -356,7 +352,7 @@ async def _check(arguments: argparse.Namespace, plugins: Plugins, storage: Stora
     host = storage.read_host(lambda message: None)
     target = plan.plan_upgrade(host, _mode(host), arguments.tag)
     name = target.reference.display()
-    context = orchestrator.checking_context(storage, target, arguments.reason)
+    context = checking_context(storage, target, arguments.reason)
     hooks = Hooks(plugins)
     provider = plugins.transport(target.reference.transport.value).plugin
     digest = await hooks.resolve(provider, context, target.reference)
@@ -392,19 +388,21 @@ async def _check(arguments: argparse.Namespace, plugins: Plugins, storage: Stora
 
 def rollback(arguments: argparse.Namespace) -> int:
     """``bootc rollback``."""
-    need_host(arguments)
-    plugins, storage = existing(arguments)
+    _check_flags(arguments)
+    _, plugins, storage = common.existing(arguments, write=not getattr(arguments, "check", False))
 
-    async def work() -> int:
+    async def work() -> Outcome:
         async with orchestrator.transaction(
             plugins, storage, observers(arguments), Operation.ROLLBACK, ""
         ) as (run, host):
+            if host.rollback_queued:
+                _say("notice: Reverting queued rollback state")
             outcome = await orchestrator.roll_back(run, host)
         after = storage.read_host(lambda message: None)
-        _say("Next boot: rollback deployment")
-        if outcome.kind == "rolled-back" and sys.stdout.isatty():
+        _say(f"Next boot: {'current' if host.rollback_queued else 'rollback'} deployment")
+        if not storage.sysroot.live and sys.stdout.isatty():
             _say("")
             _say(to_text(after.booted_only()).rstrip())
-        return 0
+        return outcome
 
-    return run(work)
+    return _apply(arguments, run(work))

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from bootc_core import limits
-from bootc_core.cli import deploy
+from bootc_core.cli import common, deploy
 from bootc_core.engine import journal as journals
 from bootc_core.engine import orchestrator, plan
 from bootc_core.engine.lock import exclusive
@@ -70,8 +70,7 @@ class Report:
 
 def fsck(arguments: argparse.Namespace) -> int:
     """``bootc fsck``."""
-    deploy.need_host(arguments)
-    plugins, storage = deploy.existing(arguments)
+    _, plugins, storage = common.existing(arguments, write=arguments.repair or None)
     as_json = bool(arguments.json)
     with contextlib.ExitStack() as stack:
         if not arguments.repair:

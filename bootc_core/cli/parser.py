@@ -365,6 +365,13 @@ def _trust(command: argparse.ArgumentParser) -> None:
     _sysroot(anew)
 
 
+def _finalize_staged(command: argparse.ArgumentParser) -> None:
+    _sysroot(command)
+    command.set_defaults(
+        run="bootc_core.cli.host:finalize_staged", command="composefs-finalize-staged"
+    )
+
+
 def _completion(command: argparse.ArgumentParser) -> None:
     command.add_argument("shell", choices=("bash", "elvish", "fish", "powershell", "zsh"))
     command.set_defaults(run="bootc_core.cli.completion:completion", command="completion")
@@ -387,6 +394,12 @@ _COMMANDS = (
     ("why-not", (), "Show everything that stands against an update now.", _why_not),
     ("plugins", (), "Show, begin and prove plugins.", _plugins),
     ("hooks", (), "Show and rehearse the hooks of this site.", _hooks),
+    (
+        "composefs-finalize-staged",
+        (),
+        "At shutdown: make what is staged boot next (called by a unit).",
+        _finalize_staged,
+    ),
     ("completion", (), "Print a completion script for a shell.", _completion),
 )
 

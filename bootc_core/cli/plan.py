@@ -6,12 +6,13 @@ import argparse
 import json
 import sys
 
-from bootc_core.cli import common, deploy, environment, forecast
+from bootc_core.cli import common, deploy, forecast
+from bootc_core.cli.checking import checking_context
 from bootc_core.cli.forecast import Forecast
-from bootc_core.engine import orchestrator, plan, sysroots
+from bootc_core.engine import plan
 from bootc_core.engine.plan import Target
 from bootc_core.engine.sysroots import Storage
-from bootc_core.errors import UsageError, printable
+from bootc_core.errors import printable
 from bootc_core.hooks.calls import Hooks
 from bootc_core.hooks.manager import Plugins
 from bootc_core.models.context import Operation, SignatureMode
@@ -26,17 +27,7 @@ def show(arguments: argparse.Namespace) -> int:
         UsageError: nothing is deployed, or nothing is followed and no image named.
         TransportError, ContentError: as for an upgrade.
     """
-    settings, plugins = common.load(arguments)
-    sysroot = common.sysroot_of(arguments)
-    if sysroot is None:
-        raise environment.no_host_error()
-    storage = sysroots.open_storage(sysroot, plugins, settings)
-    if storage is None:
-        raise UsageError(
-            f"nothing is deployed in {printable(str(sysroot.path))}",
-            reference="no-source",
-            hint="bootc switch --sysroot DIR IMAGE deploys the first image",
-        )
+    _, plugins, storage = common.existing(arguments)
     found = deploy.run(lambda: _make(arguments, plugins, storage))
     if arguments.json:
         sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
@@ -57,7 +48,7 @@ async def _make(arguments: argparse.Namespace, plugins: Plugins, storage: Storag
         target = Target(Operation.SWITCH, reference, SignatureMode.POLICY)
     else:
         target = plan.plan_upgrade(host, None, arguments.tag)
-    context = orchestrator.checking_context(storage, target, "")
+    context = checking_context(storage, target, "")
     provider = plugins.transport(target.reference.transport.value).plugin
     image = await Hooks(plugins).fetch(provider, context, target.reference)
     return forecast.make(storage, host, target, image)

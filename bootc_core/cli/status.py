@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bootc_core.cli import common, environment
+from bootc_core.cli import common
 from bootc_core.engine import sysroots
 from bootc_core.errors import UsageError, printable
+from bootc_core.host import environment
+from bootc_core.host.environment import Environment
 from bootc_core.models.host import HostStatus
 from bootc_core.render import status as render
 from bootc_core.render import stream
+
+_NO_HOST = (Environment.CONTAINER, Environment.OTHER)
 
 
 def _warn(message: str) -> None:
@@ -21,15 +25,12 @@ def read(arguments: argparse.Namespace) -> HostStatus:
     """Status of the sysroot; empty where nothing is deployed.
 
     Raises:
-        UnsupportedEnvironmentError: no ``--sysroot``, on a host that bootc runs and this version cannot read.
+        UnsupportedEnvironmentError: no ``--sysroot``, and the user may not look at the running host.
     """
-    sysroot = common.sysroot_of(arguments)
-    if sysroot is None:
-        error = environment.no_host_error()
-        if error.reference == "live-host":
-            raise error
+    if arguments.sysroot is None and environment.detect() in _NO_HOST:
         return HostStatus()
     settings, plugins = common.load(arguments)
+    sysroot = common.sysroot_of(arguments)
     storage = sysroots.open_storage(sysroot, plugins, settings)
     if storage is None:
         if not sysroot.path.exists():

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bootc_core import paths
 from bootc_core.cli import common
-from bootc_core.engine import sysroots
-from bootc_core.errors import PluginError, UsageError, printable
+from bootc_core.errors import PluginError, printable
 from bootc_core.models.reference import ImageReference, Transport
 
 if TYPE_CHECKING:
@@ -47,21 +47,8 @@ def _print_rows(rows: Iterable[tuple[str, str]], indent: str = "") -> None:
         sys.stdout.write(f"{indent}{label.rjust(width)}: {printable(value, 1000)}\n")
 
 
-def _storage(arguments: argparse.Namespace) -> tuple[Plugins, Storage]:
-    from bootc_core.cli import environment
-
-    settings, plugins = common.load(arguments)
-    sysroot = common.sysroot_of(arguments)
-    if sysroot is None:
-        raise environment.no_host_error()
-    storage = sysroots.open_storage(sysroot, plugins, settings)
-    if storage is None:
-        raise UsageError(
-            f"nothing is deployed in {printable(str(sysroot.path))}",
-            reference="no-source",
-            hint="bootc switch --sysroot DIR IMAGE deploys the first image",
-        )
-    return plugins, storage
+def _storage(arguments: argparse.Namespace, *, write: bool = False) -> tuple[Plugins, Storage]:
+    return common.existing(arguments, write=write)[1:]
 
 
 def _deployed(storage: Storage) -> list[tuple[str, str, str]]:
@@ -244,13 +231,12 @@ def _context(arguments: argparse.Namespace, reference: ImageReference) -> Contex
         SignatureMode,
     )
 
-    sysroot = common.sysroot_of(arguments)
     return Context(
         transaction=new_transaction_id(),
         operation=Operation.SWITCH,
         phase=Phase.VERIFY,
-        sysroot=str(sysroot.path) if sysroot else "/sysroot",
-        live=False,
+        sysroot=str(arguments.sysroot or paths.LIVE_SYSROOT),
+        live=arguments.sysroot is None,
         config_root=str(arguments.config_root or "/"),
         to_image=ImageSummary(reference=str(reference)),
         signature=SignatureMode.ENFORCE if arguments.enforce else SignatureMode.POLICY,
@@ -310,7 +296,7 @@ def pin(arguments: argparse.Namespace) -> int:
 def _change(arguments: argparse.Namespace, action: str, reference: ImageReference | None) -> int:
     from bootc_core.engine.lock import exclusive
 
-    plugins, storage = _storage(arguments)
+    plugins, storage = _storage(arguments, write=True)
     with exclusive(storage.sysroot, f"trust {action}"):
         for _, offer in _offers(plugins):
             said = offer.change(storage.sysroot.state, action, reference, arguments.reason)

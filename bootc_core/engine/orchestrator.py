@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -105,6 +105,7 @@ async def transaction(
     reason: str = "",
     override: str = "",
     install: Installation | None = None,
+    quiet: bool = False,
 ) -> AsyncIterator[tuple[Transaction, HostStatus]]:
     """A locked, recovered sysroot with a running transaction, and the host's status at its beginning.
 
@@ -132,8 +133,11 @@ async def transaction(
         install=install,
     )
     atomic.mkdir(sysroot.path)
-    with exclusive(sysroot, operation.value), Bus([*observers, *hooks.observers()]) as bus:
-        run = Transaction(hooks, storage, bus, context)
+    with (
+        exclusive(sysroot, operation.value),
+        Bus([*observers, *(() if quiet else hooks.observers())]) as bus,
+    ):
+        run = Transaction(hooks, storage, bus, context, quiet=quiet)
         _require_boot_entries(storage)
         _sweep(sysroot)
         await run.recover()
@@ -177,20 +181,38 @@ async def deploy(
     staged: StagedDeployment | None = None
     try:
         staged = await run.stage(verified)
-        write_notice(run.storage, StagedNotice(staged, download_only, image.digest))
+        live = run.storage.sysroot.live
+        fresh = StagedNotice(staged, download_only or live, image.digest)
+        write_notice(run.storage, fresh)
         if notice is not None and notice.staged.deployment_id != staged.deployment_id:
             await run.discard(notice.staged)
-        if download_only or run.storage.sysroot.live:
-            run.journal.end("completed")
-            kind: Literal["staged", "queued"] = "staged" if download_only else "queued"
-            return Outcome(kind, image, staged.deployment_id, host, tuple(run.warnings))
-        await run.finalize(staged)
+        if not download_only and not live:
+            await run.finalize(staged)
     except BaseException:
         if not run.switched:
             await _undo(run, staged)
         raise
-    await _close(run)
-    return Outcome("queued", image, staged.deployment_id, host, tuple(run.warnings))
+    if run.switched:
+        await _close(run)
+    else:
+        run.journal.end("completed")
+        if live:
+            await run.prune()
+        if not download_only:
+            await unlock(run, fresh)
+    kind: Literal["staged", "queued"] = "staged" if download_only else "queued"
+    return Outcome(kind, image, staged.deployment_id, host, tuple(run.warnings))
+
+
+async def unlock(run: Transaction, notice: StagedNotice) -> None:
+    """Let what is staged on the running host boot next: finalized at shutdown, so its gates are asked now.
+
+    Raises:
+        Denied, Held: it stays staged and locked, until ``upgrade`` is run again.
+    """
+    run.update(phase=Phase.FINALIZE)
+    await run.ask_gates(Phase.FINALIZE)
+    write_notice(run.storage, replace(notice, locked=False))
 
 
 async def finalize_staged(run: Transaction, host: HostStatus, notice: StagedNotice) -> Outcome:
@@ -238,7 +260,7 @@ async def _already_staged(
     if run.storage.sysroot.live:
         if not notice.locked:
             return Outcome("present", image, notice.staged.deployment_id, host, tuple(run.warnings))
-        write_notice(run.storage, StagedNotice(notice.staged, False, notice.digest))
+        await unlock(run, notice)
         return Outcome("unlocked", image, notice.staged.deployment_id, host, tuple(run.warnings))
     await run.verify(image)  # a resumed run verifies again
     outcome = await finalize_staged(run, host, notice)
@@ -249,7 +271,8 @@ async def _close(run: Transaction) -> None:
     """After the switch: nothing here fails the run."""
     try:
         atomic.unlink(run.storage.sysroot.staged_file)
-        await run.prune()
+        if not run.quiet:  # the next run does it
+            await run.prune()
         if run.journal is not None:
             run.journal.end("completed")
     except BootcError as problem:
@@ -281,20 +304,3 @@ def check_providers(plugins: Plugins) -> None:
             reference="no-provider",
             hint="unblock the plugin signing, or install another policy plugin",
         )
-
-
-def checking_context(storage: Storage, target: Target, reason: str) -> Context:
-    """The context of ``upgrade --check``: a dry run."""
-    return Context(
-        transaction=new_transaction_id(),
-        operation=target.operation,
-        phase=Phase.FETCH,
-        sysroot=str(storage.sysroot.path),
-        live=storage.sysroot.live,
-        config_root=str(storage.sysroot.config_root),
-        to_image=ImageSummary(reference=str(target.reference)),
-        signature=target.signature,
-        started_at=datetime.now(UTC),
-        reason=reason,
-        dry_run=True,
-    )

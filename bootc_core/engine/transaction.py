@@ -47,7 +47,7 @@ def boots_next(storage: Storage) -> str | None:
 
 @dataclass(slots=True)
 class Transaction:
-    """One run on one locked sysroot."""
+    """One run on one locked sysroot. ``quiet``: at shutdown, where nobody but backend and bootloader is called."""
 
     hooks: Hooks
     storage: Storage
@@ -55,6 +55,7 @@ class Transaction:
     context: Context
     journal: journals.Journal | None = None
     switched: bool = False
+    quiet: bool = False
     warnings: list[str] = field(default_factory=list)
 
     def warn(self, message: str) -> None:
@@ -66,7 +67,12 @@ class Transaction:
         """Replace fields of the context."""
         self.context = self.context.model_copy(update=changes)
 
-    async def _ask_gates(self, phase: Phase) -> None:
+    async def ask_gates(self, phase: Phase) -> None:
+        """Go on only if every gate lets ``phase`` begin.
+
+        Raises:
+            Denied, Held: one does not.
+        """
         verdicts = holds.settle(
             self.storage.sysroot,
             self.context,
@@ -107,13 +113,11 @@ class Transaction:
             )
 
     @asynccontextmanager
-    async def phase(
-        self, phase: Phase, timeout_s: float, *, quiet: bool = False
-    ) -> AsyncIterator[None]:
+    async def phase(self, phase: Phase, timeout_s: float) -> AsyncIterator[None]:
         """A phase with its gates, participants, events, deadline and journal record."""
         self.update(phase=phase, deadline=datetime.now(UTC) + timedelta(seconds=timeout_s))
-        if not quiet:
-            await self._ask_gates(phase)
+        if not self.quiet:
+            await self.ask_gates(phase)
             await self._participants("before", phase)
         if self.journal is not None:
             self.journal.append("phase", phase=phase.value)
@@ -147,7 +151,7 @@ class Transaction:
         self.bus.emit(
             events.PhaseCompleted(self.context.transaction, phase.value, time.monotonic() - begin)
         )
-        if not quiet:
+        if not self.quiet:
             await self._participants("after", phase)
 
     async def _participants(self, moment: str, phase: Phase) -> None:

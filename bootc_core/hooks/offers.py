@@ -75,6 +75,8 @@ class BackendOffer:
         live_staging: where the backend's library keeps what is staged on the running host; None: in our own notice.
         check: everything that is not as it should be in the sysroot, as it is found, and what was looked at; changes nothing. Given
             the readable boot entries. Memory is bounded by the number of things, never by their size.
+        finalize_unit: the systemd unit that finalizes at shutdown what is staged on the running host; None: the backend's own
+            library sees to it.
     """
 
     name: str
@@ -89,6 +91,7 @@ class BackendOffer:
     check: Callable[[Sysroot, Sequence[PresentEntry]], Iterator[Finding | Counted]] | None = None
     extract: Callable[[Sysroot, str, str, Path], bool] | None = None
     etc: Callable[[Sysroot, str], Path] | None = None
+    finalize_unit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ class Sysroot:
         boot_dir: stands for the ESP or boot partition.
         config_root: policy, registries, hooks and configuration come from here.
         live: it is the running system's.
+        read_only: it is on a medium that cannot be written, such as a live ISO.
         unprivileged: the user is not root; owners and special xattrs of ``etc`` and ``var`` go to ``bootc/owners.json``.
     """
 
@@ -25,6 +26,7 @@ class Sysroot:
     config_root: Path = Path("/")
     live: bool = False
     unprivileged: bool = False
+    read_only: bool = False
 
     @property
     def state(self) -> Path:

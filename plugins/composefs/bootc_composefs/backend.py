@@ -39,6 +39,7 @@ from bootc_core import paths
 from bootc_core.boot import bls
 from bootc_core.errors import BootcError, StorageError, printable
 from bootc_core.fs import atomic
+from bootc_core.host.environment import running_deployment
 from bootc_core.models import events
 from bootc_core.models.boot import BootEntry, BootFile, BootPlan
 from bootc_core.models.context import SignatureMode
@@ -476,7 +477,7 @@ async def prune(context: Context, sysroot: Sysroot) -> bool:
     present = state.slots(bls.read_entries(sysroot.boot_dir, damaged.append))
     if not present:
         return True
-    running = state.running_id() if sysroot.live else None
+    running = running_deployment() if sysroot.live else None
     names = list(dict.fromkeys(slot.deployment_id for slot in present))
     if damaged or (sysroot.live and running not in names):
         raise StorageError(

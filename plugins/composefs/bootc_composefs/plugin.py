@@ -49,6 +49,7 @@ def bootc_register_backends() -> Sequence[BackendOffer]:
             check=_check,
             extract=_extract,
             etc=lambda sysroot, name: state.deployment_path(sysroot, name) / "etc",
+            finalize_unit="bootc-finalize-staged.service",
         ),
     )
 

@@ -32,8 +32,8 @@ from bootc_composefs.repository import Repository
 from bootc_core import limits
 from bootc_core.boot import bls
 from bootc_core.errors import BootcError, ContentError, StorageError, printable
+from bootc_core.host.environment import running_deployment
 from bootc_core.models.host import ComposefsInfo, Deployment, HostStatus, ImageStatus
-from bootc_core.models.kargs import CommandLine
 from bootc_core.models.reference import ImageReference, SignedReference
 from bootc_core.oci import origin as origins
 
@@ -132,20 +132,10 @@ def present_slots(sysroot: Sysroot) -> list[Slot]:
     return slots(bls.read_entries(sysroot.boot_dir))
 
 
-def running_id() -> str | None:
-    """The composefs deployment that this machine runs, from its kernel command line."""
-    try:
-        return CommandLine.parse(
-            Path("/proc/cmdline").read_text("utf-8", "replace").strip("\n\0")
-        ).deployment
-    except (OSError, BootcError):
-        return None
-
-
 def booted(sysroot: Sysroot, present: Sequence[Slot]) -> Slot | None:
     """The deployment whose ``/etc`` counts: the running one, offline the one that boots next."""
     if sysroot.live:
-        running = running_id()
+        running = running_deployment()
         return next((slot for slot in present if slot.deployment_id == running), None)
     return present[0] if present else None
 
@@ -246,8 +236,10 @@ def read_host(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> HostStatus:
 
 
 def _read_only(sysroot: Sysroot) -> bool:
-    # A live sysroot is mounted read-only for everybody on purpose; its medium is what would count.
-    return not sysroot.live and bool(os.statvfs(sysroot.path).f_flag & os.ST_RDONLY)
+    # A live sysroot is mounted read-only for everybody on purpose; its medium is what counts.
+    if sysroot.live:
+        return sysroot.read_only
+    return bool(os.statvfs(sysroot.path).f_flag & os.ST_RDONLY)
 
 
 def _deployment(

@@ -1,0 +1,1 @@
+"""The running host: what it is, where its parts are, how it is told to reboot."""

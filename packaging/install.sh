@@ -1,0 +1,25 @@
+#!/bin/sh
+# Install what belongs to the program in an image besides its Python packages: units, generator, initramfs modules, tmpfiles.
+# Usage: packaging/install.sh DESTDIR        (the root of an image's tree; / on a system)
+set -eu
+cd "$(dirname "$0")"
+dest=${1:?usage: $0 DESTDIR}
+dest=${dest%/}
+put() { # put MODE FILE DIRECTORY
+    mkdir -p "$dest$3"
+    install -m "$1" "$2" "$dest$3/"
+}
+for unit in systemd/*.service systemd/*.timer systemd/*.path systemd/*.target; do
+    [ ! -e "$unit" ] || put 644 "$unit" /usr/lib/systemd/system
+done
+for generator in systemd/*-generator; do
+    [ ! -e "$generator" ] || put 755 "$generator" /usr/lib/systemd/system-generators
+done
+for conf in tmpfiles.d/*.conf; do
+    [ ! -e "$conf" ] || put 644 "$conf" /usr/lib/tmpfiles.d
+done
+put 755 initramfs-setup /usr/lib/bootc
+put 755 dracut/51bootc/module-setup.sh /usr/lib/dracut/modules.d/51bootc
+for directory in bound-images.d kargs.d install hooks.d health.d config.d; do
+    mkdir -p "$dest/usr/lib/bootc/$directory"
+done

@@ -1,0 +1,233 @@
+"""Commands on the running host: what they find, what they change, what others see of it. See ``support.booted``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.booted import BOOTC, Booted
+from support.images import bootable, build
+
+pytestmark = [pytest.mark.root]
+
+
+def version(number: int, **more):
+    return bootable(
+        {"etc/motd": f"version {number}\n", "usr/lib/number": str(number), **more},
+        version=str(number),
+    )
+
+
+def verity(slot):
+    return slot and slot["composefs"]["verity"]
+
+
+@pytest.fixture
+def layout(tmp_path):
+    build(tmp_path / "oci", [version(1)], tag="os")
+    return tmp_path / "oci"
+
+
+@pytest.fixture
+def host(tmp_path, layout):
+    """A host that booted version 1 and follows it."""
+    done = subprocess.run(
+        [BOOTC, "switch", "--sysroot", tmp_path / "host", "--no-signature-verification"]
+        + ["--transport", "oci", f"{layout}:os"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (first,) = os.listdir(tmp_path / "host/state/deploy")
+    return Booted(tmp_path / "booted", tmp_path / "host", first)
+
+
+def test_status_of_the_running_host(host):
+    status = host.status()
+    assert verity(status["booted"]) == host.deployment
+    assert status["type"] == "bootcHost"
+    assert (status["staged"], status["rollback"], status["rollbackQueued"]) == (None, None, False)
+    assert status["readOnly"] is False
+
+
+def test_the_mounted_root_counts_more_than_the_command_line(host):
+    """A soft reboot keeps the command line."""
+    (host.home / "cmdline").write_text(f"composefs={'a' * 128}\n")
+    assert verity(host.status()["booted"]) == host.deployment
+
+
+def test_a_root_that_is_not_what_the_command_line_names(host):
+    host.source = "overlay"
+    done = host.bootc("status")
+    assert done.returncode == 1
+    assert "Root not mounted using composefs" in done.stderr
+
+
+def test_in_a_container_nothing_is_changed(host):
+    host.environment["container"] = "podman"
+    assert json.loads(host.done("status", "--json"))["status"]["booted"] is None
+    done = host.bootc("upgrade")
+    assert done.returncode == 1
+    assert "this command requires a booted host system" in done.stderr
+
+
+def test_an_ordinary_user_is_refused(host):
+    done = host.run("setpriv", "--reuid=65534", "--clear-groups", BOOTC, "rollback")
+    assert done.returncode == 1
+    assert "must be executed as the root user" in done.stderr
+    done = host.run("setpriv", "--bounding-set=-sys_admin", BOOTC, "rollback")
+    assert "requires full root privileges (CAP_SYS_ADMIN)" in done.stderr
+
+
+def test_upgrade_is_staged_finalized_at_shutdown_and_rolled_back(host, layout, tmp_path):
+    (host.sysroot / f"state/deploy/{host.deployment}/etc/motd").write_text("mine\n")
+    first = host.deployment
+    assert host.done("upgrade") == "No update available.\n"
+    build(layout, [version(2)], tag="os")
+    assert "Update available" in host.done("upgrade", "--check")
+    assert host.status()["staged"] is None
+
+    assert "Queued for next boot" in host.done("upgrade")
+    assert "systemctl start bootc-finalize-staged.service" in host.calls()
+    status = host.status()
+    second = verity(status["staged"])
+    assert second not in {None, first}
+    assert (verity(status["booted"]), status["staged"]["downloadOnly"]) == (first, False)
+    assert host.boots_next() == first  # until the shutdown
+    assert (
+        json.loads((host.home / "run/composefs/staged-deployment").read_text())["depl_id"] == second
+    )
+    assert host.done("upgrade") == "Staged update present, not changed\n"
+
+    # edits after staging count
+    (host.sysroot / f"state/deploy/{first}/etc/late").write_text("late\n")
+    assert second[:12] in host.done("composefs-finalize-staged")
+    assert host.boots_next() == second
+    etc = host.sysroot / f"state/deploy/{second}/etc"
+    assert ((etc / "motd").read_text(), (etc / "late").read_text()) == ("mine\n", "late\n")
+
+    host.boot(second)
+    status = host.status()
+    assert (verity(status["booted"]), verity(status["rollback"])) == (second, first)
+    assert status["staged"] is None
+    assert host.done("composefs-finalize-staged") == "Nothing is staged.\n"
+
+    assert host.done("rollback") == "Next boot: rollback deployment\n"
+    assert host.boots_next() == first
+    status = host.status()
+    assert (verity(status["booted"]), status["rollbackQueued"]) == (second, True)
+    assert host.done("rollback") == (
+        "notice: Reverting queued rollback state\nNext boot: current deployment\n"
+    )
+    assert host.boots_next() == second
+
+
+def test_download_only_waits_for_its_release(host, layout):
+    build(layout, [version(2)], tag="os")
+    assert "will not be applied on reboot" in host.done("upgrade", "--download-only")
+    assert host.status()["staged"]["downloadOnly"] is True
+    assert "waits" in host.done("composefs-finalize-staged")
+    assert host.boots_next() == host.deployment
+    assert "will now be applied on reboot" in host.done("upgrade", "--from-downloaded")
+    assert host.status()["staged"]["downloadOnly"] is False
+    assert "already set to apply on reboot" in host.done("upgrade", "--from-downloaded")
+    second = verity(host.status()["staged"])
+    host.done("composefs-finalize-staged")
+    assert host.boots_next() == second
+
+
+def test_what_was_only_downloaded_is_forgotten_by_a_reboot(host, layout):
+    build(layout, [version(2)], tag="os")
+    host.done("upgrade", "--download-only")
+    host.boot(host.deployment)
+    assert host.status()["staged"] is None
+    assert "Queued for next boot" in host.done("upgrade")
+
+
+def test_a_rollback_drops_what_is_staged(host, layout):
+    first = host.deployment
+    build(layout, [version(2)], tag="os")
+    host.done("upgrade")
+    host.done("composefs-finalize-staged")
+    second = host.boots_next()
+    host.boot(second)
+    build(layout, [version(3)], tag="os")
+    host.done("upgrade")
+    third = verity(host.status()["staged"])
+    host.done("rollback")
+    assert host.status()["staged"] is None
+    assert sorted(os.listdir(host.sysroot / "state/deploy")) == sorted([first, second])
+    assert third not in {first, second}
+
+
+def test_a_gate_keeps_what_is_staged_from_booting(host, layout):
+    hooks = host.home / "config/etc/bootc/hooks.d/gate"
+    hooks.mkdir(parents=True)
+    for directory in (hooks, *list(hooks.parents)[:5]):
+        directory.chmod(0o755)
+    gate = hooks / "10-window"
+    gate.write_text('#!/bin/sh\n[ "$BOOTC_PHASE" != finalize ] || { echo "not today"; exit 3; }\n')
+    gate.chmod(0o755)
+    build(layout, [version(2)], tag="os")
+    done = host.bootc("upgrade", "--config-root", host.home / "config")
+    assert done.returncode == 1
+    assert "does not allow finalize" in done.stderr
+    assert host.status()["staged"]["downloadOnly"] is True
+    host.done("composefs-finalize-staged")
+    assert host.boots_next() == host.deployment
+    gate.unlink()
+    host.done("upgrade", "--config-root", host.home / "config")
+    assert host.status()["staged"]["downloadOnly"] is False
+
+
+def test_a_unit_that_does_not_start_stops_the_upgrade(host, layout):
+    build(layout, [version(2)], tag="os")
+    host.program = "echo broken >&2; exit 1"
+    done = host.bootc("upgrade")
+    assert done.returncode == 1
+    assert "bootc-finalize-staged.service" in done.stderr
+    host.program = "exit 0"
+    assert host.status()["staged"] is None
+
+
+def test_apply_reboots_and_never_returns(host, layout):
+    build(layout, [version(2)], tag="os")
+    with pytest.raises(subprocess.TimeoutExpired):
+        host.bootc("upgrade", "--apply", timeout=15)
+    reboot = "systemd-run --quiet -- systemctl reboot --message=Initiated by bootc"
+    assert reboot in host.calls()
+
+
+def test_apply_without_an_update_does_not_reboot(host):
+    assert host.done("upgrade", "--apply") == "No update available.\n"
+    assert not any("reboot" in call for call in host.calls())
+
+
+def test_an_interrupted_upgrade_leaves_the_running_one(host, layout):
+    build(layout, [version(2)], tag="os")
+    program = (
+        "import os, runpy, sys\n"
+        "from bootc_core.fs import atomic\n"
+        "def die(step, path):\n"
+        "    if 'staged-deployment' in path: os.kill(os.getpid(), 9)\n"
+        "atomic._observers.append(die)\n"
+        "from bootc_core.cli.main import main\n"
+        "sys.exit(main(['upgrade']))\n"
+    )
+    assert host.run(sys.executable, "-c", program).returncode == 137
+    status = host.status()
+    assert (verity(status["booted"]), status["staged"]) == (host.deployment, None)
+    assert "Queued for next boot" in host.done("upgrade")
+    second = verity(host.status()["staged"])
+    host.done("composefs-finalize-staged")
+    assert host.boots_next() == second
+
+
+def test_boot_dir_is_found_by_itself(host):
+    done = host.bootc("status", "--boot-dir", Path("/boot"))
+    assert done.returncode == 2
