@@ -46,9 +46,4 @@ entry()
 EOF
 chmod 755 "${root%/}/usr/bin/bootc"
 
-# Units, and what mounts the root early in the boot
-mkdir -p "${root%/}"/usr/lib/systemd/system
-if [ -d "$source/packaging/systemd" ]; then cp "$source"/packaging/systemd/* "${root%/}/usr/lib/systemd/system/"; fi
-if [ -d "${root%/}/usr/lib/dracut/modules.d" ]; then
-    cp -r "$source"/packaging/dracut/* "${root%/}/usr/lib/dracut/modules.d/"
-fi
+"$source/packaging/install-system.sh" "$root"

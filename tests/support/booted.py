@@ -92,8 +92,10 @@ class Booted:
             **self.environment,
         }
         return subprocess.run(
-            ["unshare", "-m", "--propagation", "private", "sh", "-c", _SCRIPT, "sh"]
-            + [str(self.home), *map(str, command)],
+            [
+                *("unshare", "-m", "--propagation", "private", "sh", "-c", _SCRIPT, "sh"),
+                *(str(self.home), *map(str, command)),
+            ],
             capture_output=True,
             text=True,
             check=False,

@@ -36,8 +36,10 @@ def layout(tmp_path):
 def host(tmp_path, layout):
     """A host that booted version 1 and follows it."""
     done = subprocess.run(
-        [BOOTC, "switch", "--sysroot", tmp_path / "host", "--no-signature-verification"]
-        + ["--transport", "oci", f"{layout}:os"],
+        [
+            *(BOOTC, "switch", "--sysroot", tmp_path / "host", "--no-signature-verification"),
+            *("--transport", "oci", f"{layout}:os"),
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install what belongs to the program in an image besides its Python packages: units, generator, initramfs modules, tmpfiles.
-# Usage: packaging/install.sh DESTDIR        (the root of an image's tree; / on a system)
+# Usage: packaging/install-system.sh DESTDIR        (the root of an image's tree; / on a system)
 set -eu
 cd "$(dirname "$0")"
 dest=${1:?usage: $0 DESTDIR}
