@@ -1,5 +1,5 @@
 # What people and CI call; the work is in demo/ and scripts/, which need no make.
-.PHONY: help setup demo test lint types check bench bench-update fault-proxy bad-inputs fsck clean
+.PHONY: help setup demo test lint types check bench bench-update conformance fault-proxy bad-inputs fsck clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -21,6 +21,8 @@ bench: ## pull and import 1 GB against podman and ostree (root; the first time b
 bench-update: ## bytes on the wire for an update of 30 packages, by file and by layer, against podman (root)
 	scripts/setup.sh bench
 	python3 benchmarks/bench_update.py .cache/bench
+conformance: ## images of podman, buildah, skopeo and umoci from registries of every kind, all pairs (root)
+	BOOTC_CONFORMANCE=all .venv/bin/python -m pytest -q -s tests/scenarios/test_conformance.py
 fault-proxy: ## 100 pulls of some 40 MB through a proxy that breaks one request in three, and 30 killed ones
 	BOOTC_FAULT_PULLS=100 .venv/bin/python -m pytest -q -s tests/scenarios/test_fault_proxy.py
 bad-inputs: ## every point of every row of the catalogue of bad inputs (root)

@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 run="python3 python3-venv ca-certificates"
 serve="$run skopeo docker-registry"
 demo="$run mmdebstrap skopeo docker-registry zstd"
-test="$demo ostree podman umoci erofs-utils e2fsprogs dosfstools mtools gnupg strace git attr libcap2-bin make systemd etcd-server"
+test="$demo ostree podman buildah umoci erofs-utils e2fsprogs dosfstools mtools gnupg strace git attr libcap2-bin make systemd etcd-server"
 bench="$demo e2fsprogs"
 }
 case ${1:-run} in
@@ -55,7 +55,7 @@ if command -v dpkg-query >/dev/null; then
 else
     # Another distribution, where packages have other names: look for the programs.
     declare -A program=([python3]=python3 [mmdebstrap]=mmdebstrap [skopeo]=skopeo [docker-registry]=docker-registry
-        [zstd]=zstd [ostree]=ostree [podman]=podman [umoci]=umoci [erofs-utils]=mkfs.erofs [e2fsprogs]=mkfs.ext4
+        [zstd]=zstd [ostree]=ostree [podman]=podman [buildah]=buildah [umoci]=umoci [erofs-utils]=mkfs.erofs [e2fsprogs]=mkfs.ext4
         [dosfstools]=mkfs.vfat [mtools]=mcopy [gnupg]=gpg [strace]=strace [git]=git [make]=make)
     missing=()
     for package in $packages; do

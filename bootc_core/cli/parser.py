@@ -83,14 +83,22 @@ def _selecting(command: argparse.ArgumentParser) -> None:
 
 
 def _deploying(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--quiet", action="store_true", help="hide progress bars")
     command.add_argument(
         "--override-holds", default="", metavar="REASON", help="go on although gates ask to wait"
     )
+    command.add_argument("--reason", default="", help="free text that hooks and the journal see")
+    _showing(command)
+    _fetching(command)
+
+
+def _showing(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--quiet", action="store_true", help="hide progress bars")
     command.add_argument(
         "--progress-fd", type=int, metavar="FD", help="write progress as JSON lines to this pipe"
     )
-    command.add_argument("--reason", default="", help="free text that hooks and the journal see")
+
+
+def _fetching(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-rate", metavar="RATE", help="bytes a second of all downloads together, e.g. 5M"
     )
@@ -372,6 +380,64 @@ def _finalize_staged(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _image(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
+    listing = actions.add_parser(
+        "list", help="what is deployed", description="List images of deployments and bound ones."
+    )
+    listing.add_argument(
+        "--type", choices=("all", "logical", "host"), default="all", help="default: all"
+    )
+    listing.add_argument(
+        "--format", choices=("table", "json"), default="table", help="default: table"
+    )
+    _sysroot(listing)
+    listing.set_defaults(run="bootc_core.cli.image:list_images", command="image list")
+    storing = actions.add_parser(
+        "copy-to-storage",
+        help="a deployed image, to podman's storage",
+        description="Copy a deployed image to podman's storage, to run it or to build upon it.",
+    )
+    storing.add_argument(
+        "--target", metavar="NAME", default="localhost/bootc", help="default: localhost/bootc"
+    )
+    pushing = actions.add_parser(
+        "push",
+        help="a deployed image, to anywhere",
+        description="Copy a deployed image to a registry, an archive, a directory or podman's storage.",
+    )
+    pushing.add_argument(
+        "target", metavar="TARGET", help="e.g. docker://quay.io/acme/os:1, oci-archive:os.tar"
+    )
+    for one, function in ((storing, "copy_to_storage"), (pushing, "push")):
+        one.add_argument(
+            "--source", metavar="IMAGE", help="another deployed image (default: the booted one)"
+        )
+        _showing(one)
+        _sysroot(one)
+        one.set_defaults(run=f"bootc_core.cli.image:{function}", command="image")
+    copying = actions.add_parser(
+        "copy",
+        help="any image, from anywhere to anywhere",
+        description="Copy an image, e.g. to a USB stick: bootc image copy quay.io/acme/os:1 oci:/mnt/os",
+    )
+    copying.add_argument("source", metavar="SOURCE", help="e.g. quay.io/acme/os:1")
+    copying.add_argument("target", metavar="TARGET", help="e.g. oci:/mnt/os, oci-archive:os.tar")
+    copying.add_argument(
+        "--no-signature-verification", action="store_true", help="copy it unsigned, too"
+    )
+    copying.add_argument(
+        "--config-root",
+        metavar="DIR",
+        type=Path,
+        help="take policy, registries and settings from DIR (default: /)",
+    )
+    _showing(copying)
+    _fetching(copying)
+    _selecting(copying)
+    copying.set_defaults(run="bootc_core.cli.image:copy", command="image copy")
+
+
 def _completion(command: argparse.ArgumentParser) -> None:
     command.add_argument("shell", choices=("bash", "elvish", "fish", "powershell", "zsh"))
     command.set_defaults(run="bootc_core.cli.completion:completion", command="completion")
@@ -389,6 +455,7 @@ _COMMANDS = (
     ("rollback", (), "Make the previous deployment boot next; again: back.", _rollback),
     ("status", (), "Show what is staged, booted, and kept for rollback.", _status),
     ("fsck", (), "Check everything that is stored, and put back what is damaged.", _fsck),
+    ("image", (), "List deployed images, and copy images between places.", _image),
     ("trust", (), "Say whose signatures count, and why images were accepted.", _trust),
     ("config", (), "Show the settings in force.", _config),
     ("why-not", (), "Show everything that stands against an update now.", _why_not),

@@ -44,8 +44,8 @@ def install(arguments: argparse.Namespace, settings: Config) -> None:
             found=f"on-metered = refuse in {settings.sources.get('network.on-metered', 'the settings')}",
             hint="wait for another network, or give --allow-metered",
         )
-    if rate is not None or most is not None:
-        budget.CURRENT.set(budget.TransferLimits.make(rate, most))
+    limited = rate is not None or most is not None
+    budget.CURRENT.set(budget.TransferLimits.make(rate, most) if limited else None)
 
 
 def metered() -> bool:

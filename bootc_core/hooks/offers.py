@@ -77,6 +77,7 @@ class BackendOffer:
             the readable boot entries. Memory is bounded by the number of things, never by their size.
         finalize_unit: the systemd unit that finalizes at shutdown what is staged on the running host; None: the backend's own
             library sees to it.
+        export: a deployed image (reference, manifest digest) as an image again, for ``bootc image copy``; raises BootcError.
     """
 
     name: str
@@ -92,6 +93,7 @@ class BackendOffer:
     extract: Callable[[Sysroot, str, str, Path], bool] | None = None
     etc: Callable[[Sysroot, str], Path] | None = None
     finalize_unit: str | None = None
+    export: Callable[[Sysroot, ImageReference, str], FetchedImage] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ class HttpSource:
     """A blob behind an HTTP GET; a worker process makes the request, follows redirects and resumes by Range.
 
     ``headers`` (credentials among them) go to the origin of ``url`` only, never to a redirect's other origin.
+    ``elsewhere``: the name of this place, if the transport knows another one: asked again, it gives that one.
     """
 
     url: str
@@ -32,6 +33,7 @@ class HttpSource:
     client_cert: str | None = None
     client_key: str | None = None
     tls_verify: bool = True
+    elsewhere: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -360,6 +360,7 @@ class _Run:
         """Import the layer, with the retries that make sense for its source and error."""
         denied = failed = 0
         mismatched = False
+        missed: list[str] = []  # places that did not deliver
         while True:
             _clear(place)
             source: BlobSource | None = None
@@ -375,6 +376,8 @@ class _Run:
                     reused=False,
                 )
             except TransportError as problem:
+                if _elsewhere(problem, source, missed):
+                    continue
                 if problem.catalogue == "AUTH" and isinstance(source, HttpSource):
                     denied += 1  # credentials may have expired while other layers were fetched
                     if denied >= _AUTH_ATTEMPTS:
@@ -394,7 +397,13 @@ class _Run:
                     _LOG.info("%s (%s); fetching all of it", problem.message, problem.found)
                     request["chunked"] = None
                     continue
-                if mismatched or not getattr(problem, "again", False):
+                if not getattr(problem, "again", False):
+                    raise
+                if _elsewhere(problem, source, missed):
+                    continue
+                if mismatched:
+                    for note in missed:
+                        problem.add_note(note)
                     raise
                 mismatched = True
 
@@ -410,6 +419,17 @@ class _Run:
             )
 
         return report
+
+
+def _elsewhere(problem: BootcError, source: BlobSource | None, missed: list[str]) -> bool:
+    """Whether another place has the blob as well, so that one which did not deliver is left, and named."""
+    if not isinstance(source, HttpSource) or not source.elsewhere:
+        return False
+    if problem.reference == "byte-budget":
+        return False
+    missed.append(f"mirror {source.elsewhere}: {problem.message}")
+    _LOG.warning("%s", missed[-1])
+    return True
 
 
 def _wait_s(failures: int, told: float | None) -> float:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from bootc_core.models.boot import BootPlan, PresentEntry
     from bootc_core.models.context import Context
     from bootc_core.models.finding import Counted, Finding
-    from bootc_core.models.image import StagedDeployment, VerifiedImage
+    from bootc_core.models.image import FetchedImage, StagedDeployment, VerifiedImage
+    from bootc_core.models.reference import ImageReference
     from bootc_core.models.sysroot import Sysroot
 
 BOOTC_API: Final = 1
@@ -31,6 +32,12 @@ def _extract(sysroot: Sysroot, deployment_id: str, path: str, place: Path) -> bo
     from bootc_composefs import deployment
 
     return deployment.extract(sysroot, deployment_id, path, place)
+
+
+def _export(sysroot: Sysroot, reference: ImageReference, digest: str) -> FetchedImage:
+    from bootc_composefs import export
+
+    return export.export(sysroot, reference, digest)
 
 
 @hookimpl
@@ -50,6 +57,7 @@ def bootc_register_backends() -> Sequence[BackendOffer]:
             extract=_extract,
             etc=lambda sysroot, name: state.deployment_path(sysroot, name) / "etc",
             finalize_unit="bootc-finalize-staged.service",
+            export=_export,
         ),
     )
 

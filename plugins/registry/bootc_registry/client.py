@@ -191,7 +191,7 @@ class RegistryClient:
         with self._lock:
             asked = self._handed_out.get(descriptor.digest, 0)
             self._handed_out[descriptor.digest] = asked + 1
-        if asked:
+        if asked or self._base is None:
             self._check_access(descriptor)
         base, auth = self._connected()
         tls = self._tls_for(base)

@@ -2,22 +2,24 @@
 
     reference ─▶ endpoints (mirrors, primary) ─▶ tag or digest ─▶ [index ─▶ platform ─▶] manifest ─▶ config
 
-The endpoint that delivers all documents also serves the blobs. A tag is resolved once; everything after goes by digest.
+The endpoint that delivers all documents also serves the blobs; a blob that it does not deliver comes from the next one. A tag
+is resolved once; everything after goes by digest.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import trio
 
 from bootc_core import limits
 from bootc_core.errors import ContentError, TransportError, printable
-from bootc_core.models.image import Attachment, BlobSource, FetchedImage
+from bootc_core.models.image import Attachment, BlobSource, FetchedImage, HttpSource
 from bootc_core.models.oci import (
     INDEX_TYPES,
     Descriptor,
@@ -45,6 +47,7 @@ from bootc_registry.config import load_registries
 
 _LOG: Final = logging.getLogger(__name__)
 T = TypeVar("T")
+Connect: TypeAlias = Callable[[], RegistryClient]
 
 
 async def resolve(
@@ -59,7 +62,8 @@ async def resolve(
     if name.digest:
         return name.digest
 
-    async def ask(client: RegistryClient) -> str:
+    async def ask(client: RegistryClient, others: list[Connect]) -> str:
+        del others
         what = reference.display()
         digest = await _read(client.head_manifest, client.name.target, what)
         if digest is None:
@@ -91,7 +95,7 @@ async def fetch(
 async def _first(
     root: Path,
     reference: ImageReference,
-    ask: Callable[[RegistryClient], Awaitable[T]],
+    ask: Callable[[RegistryClient, list[Connect]], Awaitable[T]],
     timeout_s: float,
 ) -> T:
     """What the first endpoint that works answers."""
@@ -99,14 +103,17 @@ async def _first(
     registries.refuse_alias(reference.name)
     name = reference.registry_name()
     notes: list[str] = []
+    helpers = registries.credential_helpers
     with Pool() as pool:
-        for endpoint in registries.endpoints(name):
-            helpers = registries.credential_helpers
-            client = await trio.to_thread.run_sync(
-                RegistryClient, root, endpoint, pool, helpers, timeout_s
-            )
+        endpoints = registries.endpoints(name)
+        connects: list[Connect] = [
+            partial(RegistryClient, root, endpoint, pool, helpers, timeout_s)
+            for endpoint in endpoints
+        ]
+        for number, endpoint in enumerate(endpoints):
+            client = await trio.to_thread.run_sync(connects[number])
             try:
-                return await ask(client)
+                return await ask(client, connects[number + 1 :])
             except (TransportError, ContentError) as problem:
                 if not endpoint.mirror:
                     for note in notes:
@@ -117,6 +124,50 @@ async def _first(
     raise AssertionError("the primary endpoint is the last")
 
 
+class _Blobs:
+    """Where the blobs of one image are: the endpoint that had its documents, and for a blob that it does not deliver the next."""
+
+    def __init__(self, client: RegistryClient, others: list[Connect]) -> None:
+        self._clients = [client]
+        self._others = others
+        self._lock = trio.Lock()
+        # endpoint, and the credentials it was left with; None: it had its second chance
+        self._asked: dict[str, tuple[int, tuple[tuple[str, str], ...] | None]] = {}
+
+    async def source(self, descriptor: Descriptor) -> BlobSource:
+        """The blob's place. Asked again: the same one if its credentials had to be renewed, else the next.
+
+        Raises:
+            TransportError: the last endpoint denies it, or its credentials cannot be renewed.
+        """
+        first = descriptor.digest not in self._asked
+        number, known = self._asked.get(descriptor.digest, (0, None))
+        while True:
+            client, last = await self._client(number)
+            try:
+                source: HttpSource = await _read(client.blob_source, descriptor)
+            except TransportError as problem:
+                if last:
+                    raise
+                _LOG.warning("mirror %s: %s", client.name.repository, problem.message)
+            else:
+                if first or last:
+                    self._asked[descriptor.digest] = (number, source.headers)
+                    break
+                if known is not None and source.headers != known:
+                    self._asked[descriptor.digest] = (number, None)
+                    break
+            number, first = number + 1, True
+        return source if last else replace(source, elsewhere=client.name.repository)
+
+    async def _client(self, number: int) -> tuple[RegistryClient, bool]:
+        """The client of an endpoint, and whether there is none after it."""
+        async with self._lock:
+            while number >= len(self._clients):
+                self._clients.append(await trio.to_thread.run_sync(self._others.pop(0)))
+            return self._clients[number], number == len(self._clients) - 1 and not self._others
+
+
 async def _read(call: Callable[..., T], *arguments: object) -> T:
     return await again(
         REGISTRY_READ, lambda: trio.to_thread.run_sync(call, *arguments, abandon_on_cancel=True)
@@ -124,7 +175,11 @@ async def _read(call: Callable[..., T], *arguments: object) -> T:
 
 
 async def _fetch_from(
-    root: Path, reference: ImageReference, name: RegistryName, client: RegistryClient
+    root: Path,
+    reference: ImageReference,
+    name: RegistryName,
+    client: RegistryClient,
+    others: list[Connect],
 ) -> FetchedImage:
     what = reference.display()
     platform = host_platform()
@@ -143,8 +198,7 @@ async def _fetch_from(
     config = parse_config(config_document, manifest, about_config)
     check_config(config, platform, what)
 
-    async def blob_source(descriptor: Descriptor) -> BlobSource:
-        return await _read(client.blob_source, descriptor)
+    blobs = _Blobs(client, others)
 
     async def read_attachments(kind: str) -> tuple[Attachment, ...]:
         kind, _, digest = kind.partition("@")
@@ -159,7 +213,7 @@ async def _fetch_from(
         manifest=manifest,
         config_document=config_document,
         config=config,
-        blob_source=blob_source,
+        blob_source=blobs.source,
         read_attachments=read_attachments,
     )
 

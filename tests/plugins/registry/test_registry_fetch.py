@@ -7,7 +7,6 @@ import contextlib
 import gc
 import json
 import os
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import trio
 import trustme
 from bootc_registry import plugin
 from bootc_registry.fetch import fetch, resolve
-from support.faulty_http import Asked, FaultyServer, Peer
 from support.registry import (
     ARCHITECTURE,
     PASSWORD,
@@ -29,6 +27,7 @@ from support.registry import (
     small_layer,
     write_layout,
 )
+from support.tokens import TokenServer
 
 from bootc_core import __version__
 from bootc_core.errors import TransportError
@@ -309,64 +308,12 @@ def test_missing_and_wrong_credentials(secure, tmp_path, monkeypatch, entry, hin
 # --- bearer tokens: a token server of our own, believed by the real registry ---------------------------------------
 
 
-class TokenServer:
-    """Signs tokens for the registry; demands Basic, a refresh token, or nothing."""
-
-    def __init__(self, directory: Path, *, demand: str = "") -> None:
-        self.ca = trustme.CA()
-        self.leaf = self.ca.issue_cert("tokens.example")
-        self.bundle = directory / "tokens.crt"
-        self.ca.cert_pem.write_to_path(self.bundle)
-        self.demand = demand
-        self.server = FaultyServer(self.handle)
-
-    def handle(self, peer: Peer, asked: Asked) -> None:
-        given = (
-            asked.body.decode() if asked.method == "POST" else asked.header("authorization") or ""
-        )
-        if self.demand and self.demand not in given:
-            return peer.reply(401, b'{"errors": [{"code": "UNAUTHORIZED"}]}')
-        peer.reply(200, json.dumps({"token": self.sign(), "expires_in": 60}).encode())
-
-    def sign(self) -> str:
-        from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import ec, utils
-        from cryptography.x509 import load_pem_x509_certificate
-
-        def encoded(data: bytes) -> str:
-            return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-        key = serialization.load_pem_private_key(self.leaf.private_key_pem.bytes(), None)
-        certificate = load_pem_x509_certificate(self.leaf.cert_chain_pems[0].bytes())
-        der = certificate.public_bytes(serialization.Encoding.DER)
-        header = {"typ": "JWT", "alg": "ES256", "x5c": [base64.b64encode(der).decode()]}
-        now = int(time.time())
-        access = [{"type": "repository", "name": "acme/os", "actions": ["pull", "push"]}]
-        claims = {
-            "iss": "tests",
-            "sub": "",
-            "aud": "registry",
-            "exp": now + 300,
-            "nbf": now - 60,
-            "iat": now,
-        }
-        text = f"{encoded(json.dumps(header).encode())}.{encoded(json.dumps(claims | {'jti': 'x', 'access': access}).encode())}"
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        r, s = utils.decode_dss_signature(key.sign(text.encode(), ec.ECDSA(hashes.SHA256())))
-        return f"{text}.{encoded(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
-
-
 @contextlib.contextmanager
 def with_tokens(tmp_path, monkeypatch, demand: str):
     """A registry that demands tokens, and its token server."""
     authority = TokenServer(tmp_path, demand=demand)
     with authority.server as server:
-        settings = {
-            "realm": server.url("/token"),
-            "service": "registry",
-            "issuer": "tests",
-            "rootcertbundle": str(authority.bundle),
-        }
+        settings = authority.settings()
         storage = tmp_path / "registry"
         storage.mkdir()
         write_layout(tmp_path / "layout", "1", make_image())

@@ -867,19 +867,23 @@ def behind_mirrors(tmp_path, *mirrors: Reply) -> tuple[Any, list[FaultyServer]]:
     """The image by digest from registry.example, whose primary is the last of ``mirrors``."""
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(FaultyServer(handler)) for handler in mirrors]
-        *others, primary = (server.authority for server in servers)
-        lines = ["[[registry]]", 'prefix = "registry.example"', f'location = "{primary}"']
-        for authority in others:
-            lines += ["[[registry.mirror]]", f'location = "{authority}"']
-        path = tmp_path / "etc/containers/registries.conf"
-        path.parent.mkdir(parents=True)
-        path.write_text("\n".join(lines))
-        reference = ImageReference.parse(f"docker://registry.example/acme/os@{GOOD.digest}")
+        return of_mirrors(tmp_path, servers), servers
 
-        async def main() -> Any:
-            return await fetch(tmp_path, reference, timeout_s=5)
 
-        return trio.run(main, clock=MockClock(autojump_threshold=0)), servers
+def of_mirrors(tmp_path, servers: list[FaultyServer]) -> Any:
+    *others, primary = (server.authority for server in servers)
+    lines = ["[[registry]]", 'prefix = "registry.example"', f'location = "{primary}"']
+    for authority in others:
+        lines += ["[[registry.mirror]]", f'location = "{authority}"']
+    path = tmp_path / "etc/containers/registries.conf"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(lines))
+    reference = ImageReference.parse(f"docker://registry.example/acme/os@{GOOD.digest}")
+
+    async def main() -> Any:
+        return await fetch(tmp_path, reference, timeout_s=5)
+
+    return trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
 def liar() -> Lies:
@@ -903,3 +907,24 @@ def test_n25_all_lie_and_all_are_listed(tmp_path):
     assert (caught.value.reference, caught.value.catalogue) == ("digest-mismatch", "INT")
     assert len(caught.value.__notes__) == 2
     assert all(note.startswith("mirror 127.0.0.1:") for note in caught.value.__notes__)
+
+
+async def _ask(image: Any, times: int) -> list[Any]:
+    return [await image.blob_source(image.manifest.layers[0]) for _ in range(times)]
+
+
+def test_n24_a_blob_that_one_mirror_does_not_deliver_is_at_the_next(tmp_path):
+    """Asked again, another place is given, until there is none: the primary is tried as long as the importer likes."""
+    lacking = Lies(GOOD)
+    del lacking.replies[f"/v2/acme/os/blobs/{LAYER['digest']}"]
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(FaultyServer(handler))
+            for handler in (Lies(GOOD), lacking, Lies(GOOD))
+        ]
+        image = of_mirrors(tmp_path, servers)
+        found = trio.run(_ask, image, 3, clock=MockClock(autojump_threshold=0))
+    first, _, primary = (server.authority for server in servers)
+    assert [source.url.split("/")[2] for source in found] == [first, primary, primary]
+    assert [source.elsewhere for source in found] == [f"{first}/acme/os", "", ""]
+    assert [asked.method for asked in servers[1].requests] == ["HEAD"]
