@@ -14,6 +14,7 @@ tests speak the same step names:
     patch     bytes of an existing file change in place
     fsync     a file or directory reaches the medium
     syncfs    a whole file system does
+    freeze    a whole file system does, and its journal is empty
 
 Rules: content before name, name before whoever refers to it; the first error of a sync is final
 (Linux reports a lost write once), so nobody retries it. Paths are relative to a directory
@@ -23,11 +24,14 @@ descriptor or absolute paths of our own; names that come from images never get h
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import fcntl
 import io
 import os
 import stat
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +44,9 @@ StrPath = str | os.PathLike[str]
 
 TEMPORARY: Final = ".bootc-tmp-"
 _RENAME_NOREPLACE: Final = 1
+_RENAME_EXCHANGE: Final = 2
+_FIFREEZE: Final = 0xC0045877
+_FITHAW: Final = 0xC0045878
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
 _observers: list[Callable[[str, str], None]] = []
@@ -202,6 +209,55 @@ def rename_new(source: StrPath, target: StrPath) -> bool:
             Path(source).unlink()
         return True
     raise storage_error(OSError(number, os.strerror(number)), "rename to", target)
+
+
+def exchange(first: StrPath, second: StrPath) -> None:
+    """Give two names each other's content, atomically.
+
+    Raises:
+        StorageError: nothing changed.
+    """
+    announce("rename", second)
+    here = -100  # AT_FDCWD
+    with mapped("exchange names with", second):
+        if _libc.renameat2(here, os.fsencode(first), here, os.fsencode(second), _RENAME_EXCHANGE):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+
+def freeze(path: StrPath) -> None:
+    """As ``syncfs``, and bring the file system to rest for a moment, so that a reader without its journal finds all.
+
+    A child thaws it even if this process is killed meanwhile. File systems that cannot be frozen have no journal to replay.
+
+    Raises:
+        StorageError: final for this run.
+    """
+    announce("freeze", path)
+    flush(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    waiting, holding = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # idle threads: the child needs none
+        child = os.fork()
+    if child == 0:  # the pipe ends without a word: the parent is gone
+        os.close(holding)
+        if not os.read(waiting, 1):
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(descriptor, _FITHAW, 0)
+        os._exit(0)
+    os.close(waiting)
+    try:
+        fcntl.ioctl(descriptor, _FIFREEZE, 0)
+        fcntl.ioctl(descriptor, _FITHAW, 0)
+        os.write(holding, b".")
+    except OSError as problem:
+        if problem.errno not in {errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM, errno.EBUSY}:
+            raise storage_error(problem, "freeze the file system of", path) from problem
+    finally:
+        os.close(holding)
+        os.waitpid(child, 0)
+        os.close(descriptor)
 
 
 def write_file(path: StrPath, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:

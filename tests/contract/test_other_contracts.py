@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 
 import bootc_archives.plugin
+import bootc_grub.plugin
 import bootc_systemd_boot.plugin
 import pytest
 import trio
@@ -133,6 +134,14 @@ class TestSystemdBoot(BootloaderContract):
 
     def plugin(self):
         return bootc_systemd_boot.plugin
+
+
+class TestGrub(BootloaderContract):
+    kill_every = 4
+    deletes_any_file = False
+
+    def plugin(self):
+        return bootc_grub.plugin
 
 
 class ScriptSuite(SiteHookContract):

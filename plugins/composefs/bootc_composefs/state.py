@@ -364,6 +364,8 @@ def bootloader(sysroot: Sysroot) -> str | None:
         path = slot.entry.get("linux") or slot.entry.get("efi") or slot.entry.get("uki") or ""
         if path.startswith("/EFI/"):
             return "systemd-boot"
+        if path.startswith(("/boot/", "/bootc_")):
+            return "grub"
     return None
 
 

@@ -91,7 +91,11 @@ def _extract(sysroot: Sysroot, deployment_id: str, path: str, place: Path) -> bo
 
 
 def _bootloader(sysroot: Sysroot) -> str | None:
-    return "none" if _claims(sysroot) else None  # libostree writes the entries; nothing else may
+    """Libostree writes the entries; a menu for GRUB may be derived from them, nothing else may change them."""
+    if not _claims(sysroot):
+        return None
+    menus = (sysroot.path / "boot" / name / "bootc.cfg" for name in ("grub", "grub2"))
+    return "grub" if any(menu.is_file() for menu in menus) else "none"
 
 
 def _read_entries(sysroot: Sysroot, warn: Callable[[str], None]) -> Sequence[PresentEntry]:
