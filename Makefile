@@ -1,5 +1,5 @@
 # What people and CI call; the work is in demo/ and scripts/, which need no make.
-.PHONY: help setup demo test lint types check bench bench-update conformance fault-proxy bad-inputs fsck clean
+.PHONY: help setup demo test lint types check bench bench-update conformance fault-proxy bad-inputs fsck misbehaviour clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -29,5 +29,7 @@ bad-inputs: ## every point of every row of the catalogue of bad inputs (root)
 	BOOTC_BAD_INPUTS=all .venv/bin/python -m pytest -q -s tests/scenarios/bad_inputs tests/architecture/test_catalogue.py
 fsck: ## damage every kind of thing in every way, and see bootc fsck name it and put it back
 	BOOTC_FSCK=all .venv/bin/python -m pytest -q tests/scenarios/test_fsck.py tests/plugins/ostree/test_fsck.py
+misbehaviour: ## eight kinds of misbehaving plugins in every hook of a child process, both policies
+	BOOTC_MISBEHAVIOUR=all .venv/bin/python -m pytest -q tests/core/containment
 clean: ## remove caches and the environment
 	rm -rf .cache .venv

@@ -107,6 +107,7 @@ CHILD_VERIFY_TIMEOUT_S: Final = 100.0
 CHILD_PARTICIPANT_TIMEOUT_S: Final = 300.0
 CHILD_EVENTS_TIMEOUT_S: Final = 3.0  # for what an observer has not read when the run ends
 CHILD_MEMORY_BYTES: Final = 1 * GIB  # address space
+CHILD_SWEEPS: Final = 100  # generations of processes that a plugin left behind
 CHILD_ANSWER_BYTES: Final = 256 * KIB
 CHILD_REQUEST_BYTES: Final = 64 * MIB  # an image's documents and signatures
 WATCHDOG_GRACE_S: Final = 15.0  # beyond a deadline: what has not ended by then cannot be cancelled

@@ -4,7 +4,7 @@ Each program leads its own process group (and session, so that no terminal reach
 ends, when its time is up and when the caller is cancelled, the whole group goes: TERM, a grace,
 KILL. What daemonised itself out of the group may keep the pipes open: nobody waits for pipes, only
 for the program. Output beyond a bound is dropped in the middle (first and last half are kept) and
-never makes the program block.
+never makes the program block. If this process is killed, `undertaker` ends the group.
 
 ``run`` is for trio, ``run_blocking`` for the few places without it; both follow the same rules.
 Trio is imported on first use.
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bootc_core import limits
+from bootc_core import limits, undertaker
 from bootc_core.errors import BootcError, UnsupportedEnvironmentError, printable
 
 log = logging.getLogger("bootc.process")
@@ -140,6 +140,8 @@ class _Program:
         self.group = process_group
         self.stdin = memoryview(stdin or b"")
         self.out, self.err = _Capture(output_limit), _Capture(output_limit)
+        if process_group:
+            undertaker.prepare()
         try:
             self.popen = subprocess.Popen(
                 list(argv),
@@ -156,6 +158,8 @@ class _Program:
             )
         except (OSError, ValueError) as problem:  # ValueError: a NUL in an argument
             raise _cannot_start(problem, label, cwd) from problem
+        if process_group:
+            undertaker.add(self.popen.pid)
         self.pidfd = os.pidfd_open(self.popen.pid)
         self.pipes: dict[int, _Capture] = {}
         for pipe, capture in ((self.popen.stdout, self.out), (self.popen.stderr, self.err)):
@@ -207,6 +211,8 @@ class _Program:
                 for _ in range(_LAST_READS):
                     if not self.read(descriptor):
                         break
+        if self.group:
+            undertaker.remove(self.popen.pid)
         for pipe in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
             if pipe is not None:
                 pipe.close()

@@ -1,7 +1,8 @@
 """The child process of one call to a plugin: ``python -I -m bootc_core.containment.child``, see ``messages``.
 
-    this process          dies at TERM at once, so that a deadline is kept whatever the plugin does
+    this process          ends at TERM at once, so that a deadline is kept whatever the plugin does
      └─ the plugin        in a process namespace of its own where the kernel allows it: whatever it starts ends with it
+         └─ a daemon      elsewhere (ordinary users) it becomes a child of this process, which ends it
 
 Memory, processor time and core files are bounded; standard output is for the answer, so what the plugin prints goes to standard
 error. The parent ends the whole process group in any case.
@@ -16,13 +17,44 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import IO, Any, Final
 
 from bootc_core import limits
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _CLONE_NEWPID: Final = 0x20000000
+
+
+def _children() -> list[int]:
+    """Processes whose parent is this one."""
+    found, me = [], str(os.getpid())
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123 - hundreds of them
+                    text = file.read()
+            except OSError:
+                continue
+            if text.rpartition(b")")[2].split()[1].decode() == me:
+                found.append(int(name))
+    return found
+
+
+def _sweep() -> None:
+    """End all children; what they started becomes ours in turn, so as often as there are some."""
+    for _ in range(limits.CHILD_SWEEPS):
+        children = _children()
+        if not children:
+            return
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        for child in children:
+            with suppress(ChildProcessError):
+                os.waitpid(child, 0)
 
 
 def confine(memory_bytes: int) -> None:
@@ -30,13 +62,24 @@ def confine(memory_bytes: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    libc.unshare(_CLONE_NEWPID)  # an ordinary user may not, and goes on without
+    apart = libc.unshare(_CLONE_NEWPID) == 0  # an ordinary user may not
+    if not apart:
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = os.fork()
     if child:
+
+        def end(number: int, frame: object) -> None:
+            _sweep()
+            os._exit(128 + number)
+
+        if not apart:
+            signal.signal(signal.SIGTERM, end)
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
         _, status = os.waitpid(child, 0)
+        if not apart:
+            _sweep()
         code = os.waitstatus_to_exitcode(status)
         if code < 0:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

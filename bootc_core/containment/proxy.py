@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from bootc_core import limits, process
+from bootc_core import limits, process, undertaker
 from bootc_core.containment.declared import PARTICIPANTS, Declared
 from bootc_core.errors import BootcError, HookError, PluginError, printable
 from bootc_core.hooks.discovery import PluginSource
@@ -259,6 +259,7 @@ class _Observer:
         if self._over:
             return
         if self._child is None:
+            undertaker.prepare()
             self._child = subprocess.Popen(
                 _command(self._bounds),
                 stdin=subprocess.PIPE,
@@ -268,6 +269,7 @@ class _Observer:
                 cwd="/",
                 start_new_session=True,
             )
+            undertaker.add(self._child.pid)
             assert self._child.stdin is not None  # noqa: S101 - asked for above
             os.set_blocking(self._child.stdin.fileno(), False)
             self._write(_request(self._source, "bootc_on_event", {}))
@@ -320,4 +322,5 @@ class _Observer:
             with suppress(OSError):
                 if self._child.stdin is not None:
                     self._child.stdin.close()
+            undertaker.remove(self._child.pid)
             self._child.wait()

@@ -16,7 +16,7 @@ KINDS = {
     "crashes": "import ctypes\n    ctypes.string_at(0)",
     "vanishes": "import os\n    os._exit(0)",
     "eats memory": "eaten = []\n    while True:\n        eaten.append(bytearray(16 << 20))",
-    "babbles": "import os\n    for _ in range(2000):\n        os.write(1, b'x' * 65536)\n        os.write(2, b'\\x1b[2J' * 16384)\n    return 7",
+    "babbles": "import os\n    for _ in range(300):\n        os.write(1, b'x' * 65536)\n        os.write(2, b'\\x1b[2J' * 16384)\n    return 7",
     "lies": "import gc, os\n    os.write(max(int(n) for n in os.listdir('/proc/self/fd') if LIAR(int(n))), b'{\"answer\": [[[1')\n    os._exit(0)",
     "leaves a daemon": (
         "import os, time\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(600)\n        os._exit(0)\n"
