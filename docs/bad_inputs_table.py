@@ -133,6 +133,38 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "M27": ("a history of any length and content", "not used", "works"),
         "M28": ("the same content under another media type", "known by its content, documents by their digests", "works"),
     },
+    "Network": {
+        "N01": ("nobody there, unknown hosts, pages of portals", "the host and the reason; a page is no document", "NET"),
+        "N02": ("a connection that breaks after any number of bytes", "goes on at the byte", "works"),
+        "N03": ("a server that ignores ranges", "begins again, never appends", "works"),
+        "N04": ("a range that was not asked for", "is not taken; asked for again, then begun again", "works"),
+        "N05": ("206 for the whole; 416 for the rest", "taken if it is the whole; begun again", "works"),
+        "N06": ("a body that changes between two pieces", "found by its digest, begun again once", "INT"),
+        "N07": ("two lengths, chunks besides, endless heads, bare line feeds", "refused as ambiguous", "NET"),
+        "N08": ("a blob with a content encoding", "none is asked for; the bytes of the wire count", "INT"),
+        "N09": ("an endless manifest, token, error page, blob", "stops at the bound", "LIM"),
+        "N10": ("a byte every ten seconds", "ends below 1 KiB/s over 30 seconds", "NET"),
+        "N11": ("silence after the last byte", "the length is the end", "works"),
+        "N12": ("a redirect to another host", "gets no credentials", "works"),
+        "N13": ("a redirect to http, files, metadata services", "refused", "NET"),
+        "N14": ("redirects without end", "refused after five", "NET"),
+        "N15": ("a token server where none should be", "gets no credentials, is not asked", "AUTH"),
+        "N16": ("tokens of 10 MB, of another type, expired at birth, 401 for ever", "one fresh token, then refused", "AUTH"),
+        "N17": ("certificates that do not convince, stalls in TLS", "refused with the reason; plain text is no way out", "NET"),
+        "N18": ("a file of authorities that cannot be read", "refused; the system's do not stand in", "CFG"),
+        "N19": ("a proxy that wants credentials", "named; its password is not", "AUTH"),
+        "N20": ("a file of log-ins that others can read", "a warning says so", "works"),
+        "N21": ("429 with any `Retry-After`", "obeyed up to a bound", "NET"),
+        "N22": ("5xx now and then; 404", "asked again with jitter; 404 is an answer", "NET"),
+        "N23": ("401 for one layer, 403 in the middle", "fresh credentials once, then refused; what arrived is kept", "AUTH"),
+        "N24": ("a mirror that delivers other bytes", "the next place is asked, the mirror named", "works"),
+        "N25": ("all of them do", "refused, all of them named", "INT"),
+        "N26": ("one family of addresses is dead", "the other answers within two seconds", "works"),
+        "N27": ("a name from a server that stands for this machine", "refused, unless the registry is on it, too", "NET"),
+        "N28": ("a connection that was closed while it was idle", "asked again on a new one", "works"),
+        "N29": ("archives that are pipes, or replaced while they are read", "refused without waiting", "CON"),
+        "N30": ("no network at all", "what was downloaded is applied; an upgrade names the host", "works"),
+    },
     "Configuration, arguments, surroundings": {
         "C01": ("settings that are malformed", "all problems at once, with file, line and key", "CFG"),
         "C02": ("settings that are a pipe, a device, 1 GB, no text", "refused without waiting", "CFG"),
@@ -173,8 +205,8 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
 }  # fmt: skip
 
-_IN_NAME = re.compile(r"(?:^|_)([tzmcd]\d\d)(?=_|$)")
-_IN_TEXT = re.compile(r"[TZMCDtzmcd]\d\d(?![0-9A-Za-z])")
+_IN_NAME = re.compile(r"(?:^|_)([tzmncd]\d\d)(?=_|$)")
+_IN_TEXT = re.compile(r"[TZMNCDtzmncd]\d\d(?![0-9A-Za-z])")
 
 
 def _names_of(node: ast.AST) -> Iterator[str]:

@@ -20,7 +20,7 @@ from bootc_core import limits
 from bootc_core.errors import ConfigError, TransportError, printable
 from bootc_core.net.faults import network_error
 from bootc_core.net.proxy import Proxy
-from bootc_core.net.url import Url
+from bootc_core.net.url import Url, is_loopback, unsafe_target
 from bootc_core.net.wire import Connection
 
 if TYPE_CHECKING:
@@ -51,18 +51,22 @@ def dial(
     proxy: Proxy | None,
     timeout_s: float,
     receive_buffer: int | None = None,
+    sent_by: Url | None = None,
 ) -> Connection:
     """A connection on which requests for ``url`` can be sent; ``receive_buffer`` bounds what the kernel receives ahead.
 
+    ``sent_by`` is the server that named ``url``, where nobody configured it: then its name must not lead into this machine.
+
     Raises:
-        TransportError: unreachable, or TLS failed; named after the host (or the proxy).
+        TransportError: unreachable, or TLS failed; named after the host (or the proxy); ``unsafe-address``.
         ConfigError: a certificate file cannot be used.
     """
     first = proxy.url if proxy else url
     context = (
         _context(tls) if url.scheme == "https" else None
     )  # a bad file is told before the network is asked
-    sock = _connect(first, min(limits.CONNECT_TIMEOUT_S, timeout_s), receive_buffer)
+    guard = None if proxy else sent_by
+    sock = _connect(first, min(limits.CONNECT_TIMEOUT_S, timeout_s), receive_buffer, guard)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(min(limits.CONNECT_TIMEOUT_S, timeout_s))  # bounds the handshake's silences
@@ -76,14 +80,48 @@ def dial(
     return Connection(sock, url.label, timeout_s)
 
 
-def _connect(url: Url, timeout_s: float, receive_buffer: int | None) -> socket.socket:
-    """The first of the host's addresses that answers; a dead one delays the others by a quarter of a second only."""
-    deadline = time.monotonic() + timeout_s
+def _addresses(url: Url) -> list[tuple[int, tuple[object, ...]]]:
     try:
         found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
     except OSError as problem:
         raise network_error(problem, url.label, "connect") from problem
-    waiting = _interleave([(family, address) for family, _, _, _, address in found])
+    return [(family, address) for family, _, _, _, address in found]
+
+
+def _safe(
+    addresses: list[tuple[int, tuple[object, ...]]], url: Url, sent_by: Url
+) -> list[tuple[int, tuple[object, ...]]]:
+    """Those that a server may send us to: a name is as good as the address it stands for (DNS rebinding)."""
+    reasons = [unsafe_target(str(address[0]), allow_loopback=False) for _, address in addresses]
+    if any(reasons) and _is_here(sent_by):
+        return addresses
+    safe = [one for one, reason in zip(addresses, reasons, strict=True) if not reason]
+    if not safe:
+        raise TransportError(
+            f"{sent_by.label} sends us to {url.label}, a name that stands for {next(filter(None, reasons))}",
+            reference="unsafe-address",
+            found=printable(str(addresses[0][1][0])),
+            hint="the registry, or whoever answers for that name, may be up to something",
+        )
+    return safe
+
+
+def _is_here(url: Url) -> bool:
+    """Whether the host of ``url`` is this machine: a developer's registry may send us to others here."""
+    if is_loopback(url.host):
+        return True
+    return all(is_loopback(str(address[0])) for _, address in _addresses(url))
+
+
+def _connect(
+    url: Url, timeout_s: float, receive_buffer: int | None, sent_by: Url | None
+) -> socket.socket:
+    """The first of the host's addresses that answers; a dead one delays the others by a quarter of a second only."""
+    deadline = time.monotonic() + timeout_s
+    found = _addresses(url)
+    if sent_by is not None and sent_by.host != url.host:
+        found = _safe(found, url, sent_by)
+    waiting = _interleave(found)
     pending: dict[int, socket.socket] = {}
     failure: OSError = TimeoutError()
     try:

@@ -312,6 +312,7 @@ def request(
     max_redirects: int = limits.REDIRECTS,
     connection_pool: Pool | None = None,
     size: int | None = None,
+    sent_by: Url | None = None,
 ) -> Response:
     """Send a request and return the reply, its body unread; redirects of GET and HEAD are followed.
 
@@ -325,6 +326,7 @@ def request(
         max_redirects: more are an error; 0: a redirect is an error.
         connection_pool: keeps connections open for the next request.
         size: what the caller knows of the body's length in bytes; only then may the body end with the connection.
+        sent_by: the server that named ``url``, if it comes from one: see ``dial``.
 
     Raises:
         TransportError: NET, AUTH; ``retryable`` says whether the same request may succeed later.
@@ -334,7 +336,9 @@ def request(
     tls = tls or TlsOptions()
     fields = _checked(headers)
     for followed in range(max_redirects + 1):
-        reply = _exchange(method, target, fields, body, tls, timeout_s, connection_pool, size)
+        reply = _exchange(
+            method, target, fields, body, tls, timeout_s, connection_pool, size, sent_by
+        )
         reply.redirects = followed
         if reply.status not in _REDIRECTS:
             return reply
@@ -345,6 +349,7 @@ def request(
         if following.origin != target.origin:
             fields = [field for field in fields if field[0].lower() not in _PRIVATE]
             tls = TlsOptions(verify=tls.verify, ca_files=tls.ca_files)
+            sent_by = sent_by or target
         target = following
     raise TransportError(
         f"{parse_url(url).label} redirects "
@@ -394,6 +399,7 @@ def _exchange(
     timeout_s: float,
     pool: Pool | None,
     size: int | None,
+    sent_by: Url | None,
 ) -> Response:
     proxy = proxy_for(url, os.environ)
     key: _Key = (url.origin, tls, proxy)
@@ -404,7 +410,7 @@ def _exchange(
             return _talk(used, message, method, url, timeout_s, size, pool, key)
         except Untouched:
             pass  # the server closed it while it was idle: the request was not seen
-    connection = dial(url, tls, proxy, timeout_s, pool.receive_buffer if pool else None)
+    connection = dial(url, tls, proxy, timeout_s, pool.receive_buffer if pool else None, sent_by)
     return _talk(connection, message, method, url, timeout_s, size, pool, key)
 
 

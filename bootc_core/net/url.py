@@ -95,7 +95,11 @@ def resolve(base: Url, location: str) -> Url:
         raise TransportError(
             f"{base.label} redirects to something that is not a URL", reference="bad-url"
         )
-    return parse_url(urljoin(str(base), location))
+    try:
+        return parse_url(urljoin(str(base), location))
+    except TransportError as problem:
+        problem.message = f"{base.label} redirects to a URL that cannot be used"
+        raise
 
 
 def is_loopback(host: str) -> bool:

@@ -143,7 +143,7 @@ class Download:
             connection_pool=self._pool,
             size=self._end - start if ranged else self._size,
         )
-        if reply.status == 206 and ranged:
+        if reply.status == 206:
             if http.content_range(reply) == (start, self._end - 1, self._size):
                 self._bad_ranges = 0
                 return reply

@@ -171,6 +171,7 @@ class Authenticator:
             tls=self._tls_for(realm),
             timeout_s=self._timeout_s,
             max_redirects=0,
+            sent_by=self._base,
         ) as reply:
             if reply.status != 200:
                 raise self._refusal(reply, realm)

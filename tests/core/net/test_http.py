@@ -17,6 +17,7 @@ from support.faulty_http import Asked, FaultyServer, Peer, error_body
 
 from bootc_core import __version__, limits
 from bootc_core.errors import BootcError, ConfigError, ContentError, TransportError, UsageError
+from bootc_core.net import dial
 from bootc_core.net.http import (
     Headers,
     Pool,
@@ -500,6 +501,49 @@ def test_n13_never_from_https_to_http(authority):
         fetch(server, tls=authority.client)
     assert caught.value.reference == "redirect-refused"
     assert plain.requests == []
+
+
+@pytest.mark.parametrize(
+    ("address", "here", "refused"),
+    [
+        ("127.0.0.1", "192.0.2.7", "a loopback address"),
+        ("::1", "192.0.2.7", "a loopback address"),
+        ("169.254.169.254", "192.0.2.7", "a link-local address"),
+        ("::ffff:169.254.169.254", "192.0.2.7", "a link-local address"),
+        ("0.0.0.0", "192.0.2.7", "an unspecified address"),
+        ("fd00:ec2::254", "192.0.2.7", "a metadata service"),
+        ("127.0.0.1", "127.0.0.1", ""),
+        ("10.1.2.3", "192.0.2.7", ""),
+    ],
+)
+def test_n27_a_name_is_as_good_as_its_address(monkeypatch, address, here, refused):
+    """What a redirect names is looked up once, and what is found is what is connected to."""
+    answers = {"store.example": address, "registry.example": here}
+
+    def look_up(host, port, **_):
+        family = socket.AF_INET6 if ":" in answers[host] else socket.AF_INET
+        rest = (0, 0) if family == socket.AF_INET6 else ()
+        return [(family, socket.SOCK_STREAM, 6, "", (answers[host], port, *rest))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    registry, store = (parse_url(f"https://{host}/") for host in reversed([*answers]))
+    found = dial._addresses(store)
+    if refused:
+        with pytest.raises(TransportError) as caught:
+            dial._safe(found, store, registry)
+        assert caught.value.reference == "unsafe-address"
+        assert refused in caught.value.message
+    else:
+        assert dial._safe(found, store, registry) == found
+
+
+def test_n27_unsafe_addresses_beside_others_are_left_out(monkeypatch):
+    found = [
+        (socket.AF_INET, ("169.254.1.1", 443)),
+        (socket.AF_INET, ("192.0.2.9", 443)),
+    ]
+    urls = parse_url("https://store.example/"), parse_url("https://192.0.2.1/")
+    assert dial._safe(found, *urls) == found[1:]
 
 
 def test_redirects_without_one_place_and_of_posts():

@@ -689,6 +689,54 @@ def test_n03_n04_n05_servers_that_cannot_resume(served, second, hasty):
     assert len(served.asked) == 1
 
 
+def test_n05_a_range_that_is_the_whole(served):
+    """206 where no range was asked for: fine if it is all of the blob."""
+    blob = served.blob
+
+    def handler(peer: Peer, asked: Asked) -> None:
+        peer.reply(206, blob, content_range=f"bytes 0-{len(blob) - 1}/{len(blob)}")
+
+    with served.serve(handler) as server:
+        assert len(served.run()) == 1
+    assert len(server.requests) == 1
+
+
+def test_n05_a_range_that_nobody_asked_for(served, hasty):
+    blob = served.blob
+
+    def handler(peer: Peer, asked: Asked) -> None:
+        peer.reply(206, blob[1:], content_range=f"bytes 1-{len(blob) - 1}/{len(blob)}")
+
+    with served.serve(handler):
+        assert served.error(TransportError).reference == "bad-range"
+
+
+def test_n08_the_bytes_of_the_wire_count(served, hasty):
+    packed = gzip.compress(served.blob).ljust(len(served.blob), b"\0")
+    with served.serve(
+        lambda peer, asked: peer.reply(200, packed, content_encoding="gzip")
+    ) as server:
+        assert served.error(ContentError).catalogue == "INT"
+    assert {asked.header("accept-encoding") for asked in server.requests} == {"identity"}
+
+
+@pytest.mark.parametrize("start", ["blob", "zeros"])
+def test_n09_an_endless_blob_stops_at_its_size(served, hasty, start):
+    sent = [0]
+
+    def handler(peer: Peer, asked: Asked) -> None:
+        peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        data = served.blob if start == "blob" else bytes(65536)
+        while sent[0] < 200 << 20:
+            peer.send(b"%x\r\n%s\r\n" % (len(data), data))
+            sent[0] += len(data)
+
+    with served.serve(handler):
+        problem = served.error(ContentError)
+    assert problem.catalogue == "INT"
+    assert sent[0] < 64 << 20  # what sockets hold, and what the second attempt got
+
+
 def test_n06_body_that_changes_between_pieces(served, hasty):
     other = served.blob.swapcase()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 from types import SimpleNamespace
 from urllib.parse import parse_qsl
@@ -171,6 +172,35 @@ def test_n16_bad_answers_of_the_token_server(status, body, reference, catalogue)
         assert (error.reference, error.catalogue) == (reference, catalogue)
         assert server.authority in error.message
         assert "canary" not in str(error.to_json())
+
+
+def test_n09_an_endless_token():
+    def endless(peer, asked):
+        peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(1000):
+            peer.send(b"10000\r\n" + b" " * 65536 + b"\r\n")
+
+    with FaultyServer(endless) as server, pytest.raises(BootcError) as caught:
+        authenticator(server.url()).answer(refused(f'Bearer realm="{server.url("/t")}"'), [])
+    assert (caught.value.reference, caught.value.catalogue) == ("too-large", "LIM")
+
+
+def test_n27_a_realm_whose_name_stands_for_this_machine(monkeypatch):
+    """The name was fine when it was checked; its address is not."""
+    with FaultyServer(token) as server:
+        answers = {"auth.example": "127.0.0.1", "registry.example": "192.0.2.1"}
+
+        def look_up(host, port, **_):
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (answers[host], port))]
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        realm = f"http://auth.example:{server.port}/token"
+        auth = authenticator("http://registry.example/")
+        with pytest.raises(TransportError) as caught:
+            auth.answer(refused(f'Bearer realm="{realm}"'), [])
+    assert caught.value.reference == "unsafe-address"
+    assert server.requests == []
+    assert "canary" not in str(caught.value.to_json())
 
 
 def test_query_of_the_token_request():

@@ -632,6 +632,26 @@ def test_bad_documents(tmp_path, handler, kind, reference, catalogue, text):
     assert not any(asked.path.endswith(LAYER["digest"]) for asked in error.server.requests)
 
 
+def endless(status: str) -> Reply:
+    def reply(peer: Peer, asked: Asked) -> None:
+        peer.send(f"HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        for _ in range(4000):
+            peer.send(b"10000\r\n" + b" " * 65536 + b"\r\n")
+
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("status", "reference"),
+    [("200 OK", "too-large"), ("403 Forbidden", "denied"), ("404 Not Found", "not-found")],
+)
+def test_n09_endless_documents_and_error_pages(tmp_path, status, reference):
+    """250 MiB are on offer; no more is read than a document or the front of an error page may have."""
+    lies = Lies(GOOD)
+    lies.replies["/v2/acme/os/manifests/1"] = endless(status)
+    assert failure(lies, tmp_path).reference == reference
+
+
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 def test_m01_wrong_bytes_for_a_digest_are_not_even_read(tmp_path, algorithm):
     digest = f"{algorithm}:" + "0" * (64 if algorithm == "sha256" else 128)
