@@ -31,5 +31,8 @@ fsck: ## damage every kind of thing in every way, and see bootc fsck name it and
 	BOOTC_FSCK=all .venv/bin/python -m pytest -q tests/scenarios/test_fsck.py tests/plugins/ostree/test_fsck.py
 misbehaviour: ## eight kinds of misbehaving plugins in every hook of a child process, both policies
 	BOOTC_MISBEHAVIOUR=all .venv/bin/python -m pytest -q tests/core/containment
+vm: ## install, boot, upgrade, reboot and roll back virtual machines, each backend and bootloader (root)
+	scripts/setup.sh vm
+	.venv/bin/python vm/cycle.py $(VM)
 clean: ## remove caches and the environment
 	rm -rf .cache .venv

@@ -23,3 +23,6 @@ put 755 dracut/51bootc/module-setup.sh /usr/lib/dracut/modules.d/51bootc
 for directory in bound-images.d kargs.d install hooks.d health.d config.d; do
     mkdir -p "$dest/usr/lib/bootc/$directory"
 done
+# What does nothing but where it is needed is enabled for everybody
+mkdir -p "$dest/usr/lib/systemd/system/multi-user.target.wants"
+ln -sf ../bootc-boot-menu.service "$dest/usr/lib/systemd/system/multi-user.target.wants/"

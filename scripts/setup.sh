@@ -1,9 +1,10 @@
 #!/bin/bash
 # Install what a purpose needs: Debian packages (as root, only missing ones) and the project's environment in .venv.
-# Usage: setup.sh run|serve|demo|test|bench
+# Usage: setup.sh run|serve|demo|test|vm|bench
 #   run    the program alone: python3 with venv         serve  also a registry and skopeo
 #   demo   also what builds an image
 #   test   also the real components that tests drive    bench  also what makes file systems and peers
+#   vm     also firmware for virtual machines
 # Without root, or where there is no apt-get, it says what is missing and how to get it (exit status 2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,12 +14,13 @@ cd "$(dirname "$0")/.."
 run="python3 python3-venv ca-certificates"
 serve="$run skopeo docker-registry"
 demo="$run mmdebstrap skopeo docker-registry zstd"
-test="$demo ostree podman buildah umoci erofs-utils e2fsprogs dosfstools mtools gnupg strace git attr libcap2-bin make systemd etcd-server"
+test="$demo ostree podman buildah umoci erofs-utils e2fsprogs dosfstools mtools fdisk xfsprogs btrfs-progs gnupg strace git attr libcap2-bin make systemd etcd-server"
+vm="$test ovmf"
 bench="$demo e2fsprogs"
 }
 case ${1:-run} in
-run | serve | demo | test | bench) purpose=${1:-run}; packages=${!purpose} ;;
-*) echo "usage: $0 run|serve|demo|test|bench" >&2; exit 2 ;;
+run | serve | demo | test | vm | bench) purpose=${1:-run}; packages=${!purpose} ;;
+*) echo "usage: $0 run|serve|demo|test|vm|bench" >&2; exit 2 ;;
 esac
 
 # --- Debian packages -------------------------------------------------------------------------------------------------
@@ -76,7 +78,7 @@ python=${PYTHON:-/usr/bin/python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     { echo "Python 3.11 or newer is needed, $("$python" --version) is what $python is." >&2; exit 2; }
 extra=
-[ "$purpose" != test ] || extra='[dev]'
+case $purpose in test | vm) extra='[dev]' ;; esac
 # What matters to pip is above the settings of the tools
 wanted=$(sed '/^\[tool\./,$d' pyproject.toml | sha256sum | cut -c1-16)
 ready() {

@@ -11,7 +11,9 @@ each time. Needs root.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -155,9 +157,8 @@ def write(root: Path, name: str, content: bytes) -> None:
     path.chmod(0o644)
 
 
-def second(root: Path, old: str, new: str) -> list[layout.Member]:
+def second(old: str, new: str) -> list[layout.Member]:
     """The members of v2's own layer, besides its kernel."""
-    del root
     return [
         layout.Member("etc/vm-default", b"default of version 2\n"),
         layout.Member("etc/vm-edited", b"from version 2\n"),
@@ -181,29 +182,22 @@ def labels(version: str) -> dict[str, str]:
     }
 
 
-def build(cache: Path, suite: str = SUITE) -> Path:
-    """The layout with v1 and v2, made if anything in it has changed."""
-    home = cache / suite
-    core, plugins = REPOSITORY / "bootc_core", REPOSITORY / "plugins"
-    sources = [REPOSITORY / name for name in ("packaging", "vm/guest", "vm/image.py")]
-    wanted = stamp(core, plugins, REPOSITORY / "pyproject.toml", *sources, Path(layout.__file__))
-    marker, result = home / "built", home / "oci"
-    root = home / "root"
-    untouched = base(cache, suite)
-    wanted += stamp((home / "base.built").read_text())
-    if marker.exists() and marker.read_text() == wanted:
-        debian.say(f"cached: {result}")
-        return result
+def system(home: Path, untouched: Path) -> tuple[list[str], dict[str, layout.Layer]]:
+    """Everything but the program: releases of the kernels, and the layers, of which the two newest kernels have their own."""
+    parts = ("packaging/dracut", "packaging/systemd", "packaging/initramfs-setup", "vm/guest")
+    sources = [REPOSITORY / name for name in (*parts, "packaging/install-system.sh", "vm/image.py")]
+    wanted = stamp((home / "base.built").read_text(), *sources, Path(layout.__file__))
+    marker, root = home / "system.json", home / "root"
+    if marker.exists() and (known := json.loads(marker.read_text()))["stamp"] == wanted:
+        return known["kernels"], {
+            name: layout.Layer(**values) for name, values in known["layers"].items()
+        }
     marker.unlink(missing_ok=True)
-    shutil.rmtree(root, ignore_errors=True)
+    for directory in (root, home / "oci"):
+        shutil.rmtree(directory, ignore_errors=True)
     subprocess.run(["cp", "-a", str(untouched), str(root)], check=True)
     old, new = kernels(root)[-2:]
-    debian.say("the program")
-    subprocess.run(
-        [str(REPOSITORY / "packaging/install-program.sh"), str(root)],
-        check=True,
-        env={**os.environ, "PIP": f"{sys.executable} -m pip"},
-    )
+    subprocess.run([str(REPOSITORY / "packaging/install-system.sh"), str(root)], check=True)
     subprocess.run(
         ["cp", "-r", "--no-preserve=ownership", f"{HERE}/guest/.", str(root)], check=True
     )
@@ -225,25 +219,50 @@ def build(cache: Path, suite: str = SUITE) -> Path:
         debian.empty(root / name)
     (root / "var/tmp").mkdir()
     (root / "var/tmp").chmod(0o1777)
-    shutil.rmtree(result, ignore_errors=True)
-    image = layout.Layout(result)
-    groups: dict[str, list[str]] = {"": [], "program": [], old: [], new: []}
+    image = layout.Layout(home / "oci")
+    groups: dict[str, list[str]] = {"system": [], old: [], new: []}
     for name, _ in layout.walk(root):
-        kernel = next((one for one in (old, new) if name.startswith(f"usr/lib/modules/{one}")), "")
-        program = name.startswith(("usr/lib/bootc/", "usr/lib/vm/")) or name == "usr/bin/bootc"
-        groups[kernel or ("program" if program else "")].append(name)
+        where = next((one for one in (old, new) if name.startswith(f"usr/lib/modules/{one}")), "")
+        groups[where or "system"].append(name)
     layers = {key: image.add_layer(root, names, "gzip") for key, names in groups.items()}
-    first = [layers[""], layers[old], layers["program"]]
-    last = image.add_tar(second(root, old, new), "gzip")
-    image.add_image("v1", first, labels("1"))
-    image.add_image("v2", [*first, last, layers[new]], labels("2"))
     for key, layer in layers.items():
-        debian.say(
-            f"layer {key or 'system'}: {layer.uncompressed >> 20} MiB, {layer.size >> 20} MiB packed"
-        )
-    shutil.rmtree(root)
+        debian.say(f"layer {key}: {layer.uncompressed >> 20} MiB, {layer.size >> 20} MiB packed")
+    told = {"stamp": wanted, "kernels": [old, new]}
+    values = {name: dataclasses.asdict(layer) for name, layer in layers.items()}
+    marker.write_text(json.dumps({**told, "layers": values}))
+    return [old, new], layers
+
+
+def build(cache: Path, suite: str = SUITE) -> Path:
+    """The layout with v1 and v2, made if anything in it has changed."""
+    home = cache / suite
+    untouched = base(cache, suite)
+    (old, new), layers = system(home, untouched)
+    marker, root = home / "built", home / "root"
+    sources = [REPOSITORY / name for name in ("bootc_core", "plugins", "pyproject.toml")]
+    wanted = stamp((home / "system.json").read_text(), *sources, REPOSITORY / "packaging")
+    if marker.exists() and marker.read_text() == wanted:
+        debian.say(f"cached: {home / 'oci'}")
+        return home / "oci"
+    marker.unlink(missing_ok=True)
+    debian.say("the program")
+    subprocess.run(
+        [str(REPOSITORY / "packaging/install-program.sh"), str(root)],
+        check=True,
+        env={**os.environ, "PIP": f"{sys.executable} -m pip"},
+    )
+    image = layout.Layout(home / "oci")
+    program = [
+        name
+        for name, _ in layout.walk(root)
+        if name.startswith(("usr/lib/bootc/python", "usr/bin/bootc"))
+    ]
+    first = [layers["system"], layers[old], image.add_layer(root, program, "gzip")]
+    image.add_image("v1", first, labels("1"))
+    update = image.add_tar(second(old, new), "gzip")
+    image.add_image("v2", [*first, update, layers[new]], labels("2"))
     marker.write_text(wanted)
-    return result
+    return home / "oci"
 
 
 if __name__ == "__main__":

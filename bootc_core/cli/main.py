@@ -27,6 +27,8 @@ _VARIABLES: Final = frozenset(
         "BOOTC_DEBUG",
         "BOOTC_ERROR_FORMAT",
         "BOOTC_API",
+        "BOOTC_DIRECT_IO",
+        "BOOTC_SKIP_UNSHARE",
         "BOOTC_HOOK",
         "BOOTC_PHASE",
         "BOOTC_SCRIPT",

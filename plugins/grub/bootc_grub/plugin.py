@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from bootc_core.hooks.markers import hookimpl
 from bootc_core.hooks.offers import BootloaderOffer
+from bootc_core.models.install import CommandOffer
 
 if TYPE_CHECKING:
     from bootc_core.models.boot import BootPlan, PresentEntry
     from bootc_core.models.context import Context
-    from bootc_core.models.install import BootTarget
+    from bootc_core.models.install import BootTarget, Services
     from bootc_core.models.sysroot import Sysroot
 
 BOOTC_API = 1
@@ -61,3 +63,24 @@ async def bootc_install_bootloader(context: Context, sysroot: Sysroot, target: B
     await trio.lowlevel.checkpoint()
     install.install(sysroot, target)
     return True
+
+
+def _fill(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sysroot", metavar="DIR", help="physical root instead of the booted host's"
+    )
+
+
+def _refresh(arguments: argparse.Namespace, services: Services) -> int:
+    from bootc_grub import switch
+
+    del services
+    switch.refresh_host(arguments.sysroot)
+    return 0
+
+
+@hookimpl
+def bootc_register_commands() -> Sequence[CommandOffer]:
+    """``bootc refresh-boot-menu``, for the shutdown of a host whose entries libostree writes."""
+    text = "Make GRUB's menu follow the boot entries, where it is derived from them."
+    return [CommandOffer("refresh-boot-menu", text, _fill, _refresh)]

@@ -173,6 +173,21 @@ def refresh(sysroot: Sysroot, path: Path | None = None) -> None:
     atomic.unlink(old)
 
 
+def refresh_host(directory: str | None) -> None:
+    """``refresh`` of the running host, or of the sysroot in ``directory``.
+
+    Raises:
+        BootcError: it is no host, or see ``refresh``.
+    """
+    if directory is not None:
+        path = Path(os.path.realpath(directory))
+        refresh(Sysroot(path, path / "boot"))
+        return
+    from bootc_core.host import live
+
+    refresh(live.open_sysroot(write=True))
+
+
 # --- the wish --------------------------------------------------------------------------------------------------------------
 
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bootc_core.fs import mounts
+
 if TYPE_CHECKING:
     from bootc_core.models.install import Services
 
 _ACTIONS: Final = {
-    "to-disk": "bootc_install.to_disk",
+    "to-disk": "bootc_install.to_disk:run",
+    "to-filesystem": "bootc_install.to_filesystem:run",
+    "to-existing-root": "bootc_install.to_filesystem:run",
+    "finalize": "bootc_install.to_filesystem:finalize",
+    "ensure-completion": "bootc_install.completion:run",
 }
+_MOUNTING: Final = frozenset({"to-disk", "to-filesystem", "to-existing-root"})
 
 
 def run(arguments: argparse.Namespace, services: Services) -> int:
@@ -28,6 +36,12 @@ def run(arguments: argparse.Namespace, services: Services) -> int:
         found = config.load(getattr(arguments, "config_root", None) or Path("/"))
         sys.stdout.write(config.to_json(found, everything=arguments.all) + "\n")
         return 0
-    module = import_module(_ACTIONS[arguments.action])
-    status: int = module.run(arguments, services)
+    if (
+        arguments.action in _MOUNTING
+        and os.geteuid() == 0
+        and "BOOTC_SKIP_UNSHARE" not in os.environ
+    ):
+        mounts.unshare()  # what is mounted here is nobody else's, and goes with this process
+    module, _, function = _ACTIONS[arguments.action].partition(":")
+    status: int = getattr(import_module(module), function)(arguments, services)
     return status

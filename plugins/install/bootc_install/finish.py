@@ -45,11 +45,20 @@ def write_settings(options: Options, installed: Installed, root: Path, fstab: st
         "version": installed.version,
         "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "kernel": os.uname().release,
-        "selinux": "disabled",
+        "selinux": _selinux(options, installed),
     }
     kept = {key: value for key, value in record.items() if value is not None}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     atomic.write_file(root / ALEPH, text.encode() + b"\n")
+
+
+def _selinux(options: Options, installed: Installed) -> str:
+    """The original's words: what the image has, and whether the machine that installs has it."""
+    if not (installed.etc / "selinux/config").exists():
+        return "disabled"
+    if not options.selinux:
+        return "force-target-disabled"
+    return "enabled" if Path("/sys/fs/selinux/enforce").exists() else "host-disabled"
 
 
 def _root_home(installed: Installed) -> str:

@@ -38,6 +38,8 @@ class Options:
         authorized_keys: content of the file, or None.
         generic: for any machine.
         missing_verity: may be booted without fs-verity.
+        bound_images: ``stored``, ``pull`` or ``skip``.
+        selinux: the image's labels count when it runs.
     """
 
     source: ImageReference
@@ -54,6 +56,8 @@ class Options:
     authorized_keys: bytes | None
     generic: bool
     missing_verity: bool
+    bound_images: str
+    selinux: bool
 
     def installation(self, root_arguments: tuple[str, ...]) -> Installation:
         """For the engine; ``root_arguments`` say where the root is."""
@@ -125,6 +129,8 @@ def gather(arguments: argparse.Namespace) -> Options:
         authorized_keys=keys,
         generic=arguments.generic_image or bool(getattr(arguments, "via_loopback", False)),
         missing_verity=arguments.allow_missing_verity,
+        bound_images=arguments.bound_images,
+        selinux=not arguments.disable_selinux,
     )
 
 
