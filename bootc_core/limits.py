@@ -119,5 +119,6 @@ FINDINGS: Final = 10_000  # of a check that are told one by one; the rest is cou
 KARGS_BYTES: Final = 2048  # the smallest COMMAND_LINE_SIZE among supported architectures
 BOOT_ENTRY_BYTES: Final = 16 * KIB
 BOOT_ENTRIES: Final = 256
+BOOT_TRIES: Final = 3  # of a new deployment, before the one before it boots again
 KERNEL_BYTES: Final = 1 * GIB  # kernel or initrd
 OWNERS_BYTES: Final = 64 * MIB  # owners.json: some 300,000 files that are not root's

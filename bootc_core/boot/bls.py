@@ -49,11 +49,11 @@ _PATH: Final = re.compile(r"[A-Za-z0-9._+-]+(?:/[A-Za-z0-9._+-]+)*")
 # --- print -------------------------------------------------------------------------------
 
 
-def file_name(entry: BootEntry, token: str) -> str:
+def file_name(entry: BootEntry, token: str, tries: int = 0) -> str:
     """A name for the entry's file; ``token`` (a few hex digits) makes it a fresh one.
 
     Letters, digits and ``._-`` only, at most 110 characters, and distinct for distinct tokens also
-    where case does not count.
+    where case does not count. With ``tries`` (1 to 9) the loader counts down in the name, which keeps its length.
     """
 
     def word(text: str, limit: int) -> str:
@@ -62,7 +62,8 @@ def file_name(entry: BootEntry, token: str) -> str:
     system = word(entry.os_id, 24) or "linux"
     version = word(entry.version, 32) or "0"
     deployment = word(entry.deployment_id, 12) or "0"
-    return f"bootc_{system}-{version}-{deployment}-{token}-1.conf"
+    counter = f"+{min(tries, 9)}-0" if tries else ""
+    return f"bootc_{system}-{version}-{deployment}-{token}-1{counter}.conf"
 
 
 def entry_text(entry: BootEntry, order: int, sort_prefix: str | None = None) -> bytes:

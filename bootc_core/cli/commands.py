@@ -63,13 +63,13 @@ class _Services:
 
     def install(self, request: InstallRequest) -> Installed:
         """See ``Services.install``."""
-        from bootc_core.cli import deploy
+        from bootc_core.cli import checking, deploy
         from bootc_core.engine import orchestrator, plan, sysroots
         from bootc_core.models.context import Operation, Phase
         from bootc_core.models.install import Installed
 
         plugins = self._plugins
-        orchestrator.check_providers(plugins)
+        checking.check_providers(plugins)
         plugins.transport(request.source.transport.value)
         storage = sysroots.create_storage(
             request.sysroot,

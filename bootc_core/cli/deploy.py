@@ -16,7 +16,7 @@ from typing import TypeVar
 import trio
 
 from bootc_core import config as configs
-from bootc_core.cli import common, forecast, outputs, transfers, trust
+from bootc_core.cli import checking, common, forecast, outputs, transfers, trust
 from bootc_core.cli.checking import checking_context
 from bootc_core.engine import orchestrator, plan, sysroots
 from bootc_core.engine.notice import read_notice
@@ -33,7 +33,7 @@ from bootc_core.errors import (
 )
 from bootc_core.hooks.calls import Hooks
 from bootc_core.hooks.manager import Plugins
-from bootc_core.host import power
+from bootc_core.host import health, power
 from bootc_core.models.context import Context, Operation, Phase, SignatureMode
 from bootc_core.models.host import HostStatus
 from bootc_core.models.image import FetchedImage
@@ -102,6 +102,24 @@ def _check_flags(arguments: argparse.Namespace) -> None:
         )
 
 
+def _refused(storage: Storage) -> str | None:
+    """Digest of the image that failed on this host and is not offered again."""
+    found = health.failed(storage.sysroot)
+    return found.digest if found is not None and found.refused else None
+
+
+def _settle(storage: Storage, outcome: Outcome | None) -> None:
+    """What checks compare with later, while the old system runs; and what was made to boot, until it is found healthy."""
+    if outcome is None or outcome.kind not in {"queued", "staged", "unlocked"}:
+        return
+    if storage.sysroot.live:
+        health.take_baseline(storage.sysroot)
+    elif outcome.kind == "queued" and outcome.image is not None and outcome.deployment_id:
+        health.note_pending(
+            storage.sysroot, health.Pending(outcome.deployment_id, outcome.image.digest)
+        )
+
+
 def _prepare(storage: Storage) -> None:
     """On the running host: what is staged will be finalized at shutdown. Asked for before anything is staged."""
     if storage.sysroot.live and storage.backend.offer.finalize_unit is not None:
@@ -110,7 +128,11 @@ def _prepare(storage: Storage) -> None:
 
 def _apply(arguments: argparse.Namespace, outcome: Outcome | None) -> int:
     """Reboot, if that was asked for and something else boots then."""
-    if arguments.apply and outcome is not None and outcome.kind not in {"unchanged", "staged"}:
+    if (
+        arguments.apply
+        and outcome is not None
+        and outcome.kind not in {"unchanged", "skipped", "staged"}
+    ):
         power.reboot()
     return 0
 
@@ -158,6 +180,10 @@ def _report(outcome: Outcome, reference: ImageReference, storage: Storage) -> No
     match outcome.kind:
         case "unchanged":
             _say("No update available.")
+        case "skipped":
+            _say("No update available.")
+            _say(f"The newest image failed on this host: {health.failed(storage.sysroot)}")
+            _say("It is taken again with: bootc upgrade --retry-failed")
         case "present":
             _say("Staged update present, not changed")
         case "locked" | "staged":
@@ -204,7 +230,7 @@ def switch(arguments: argparse.Namespace) -> int:
     _check_flags(arguments)
     settings, plugins = common.load(arguments)
     transfers.install(arguments, settings)
-    orchestrator.check_providers(plugins)
+    checking.check_providers(plugins)
     plugins.transport(reference.transport.value)
     sysroot = common.sysroot_of(arguments, write=True)
     storage = sysroots.create_storage(
@@ -244,7 +270,9 @@ def switch(arguments: argparse.Namespace) -> int:
         return outcome
 
     _prepare(storage)
-    return _apply(arguments, run(work))
+    outcome = run(work)
+    _settle(storage, outcome)
+    return _apply(arguments, outcome)
 
 
 def _upgrade_flags(arguments: argparse.Namespace) -> None:
@@ -270,9 +298,10 @@ def upgrade(arguments: argparse.Namespace) -> int:
         return run(lambda: _check(arguments, plugins, storage))
     if arguments.from_downloaded:
         _prepare(storage)
-        return _apply(arguments, run(lambda: _from_downloaded(arguments, plugins, storage)))
+        outcome = run(lambda: _from_downloaded(arguments, plugins, storage))
+        return _apply(arguments, outcome)
     transfers.install(arguments, configs.load(arguments.config_root or Path("/")))
-    orchestrator.check_providers(plugins)
+    checking.check_providers(plugins)
 
     async def work() -> Outcome:
         seen = storage.read_host(lambda message: None)
@@ -290,7 +319,11 @@ def upgrade(arguments: argparse.Namespace) -> int:
             # planned again under the lock: another run may have changed the host meanwhile
             target = plan.plan_upgrade(host, _mode(host), arguments.tag)
             outcome = await orchestrator.deploy(
-                run, host, target, download_only=arguments.download_only
+                run,
+                host,
+                target,
+                download_only=arguments.download_only,
+                skip=None if arguments.retry_failed else _refused(storage),
             )
             if outcome.kind == "present" and arguments.apply:
                 await run.ask_gates(Phase.FINALIZE)
@@ -298,7 +331,9 @@ def upgrade(arguments: argparse.Namespace) -> int:
         return outcome
 
     _prepare(storage)
-    return _apply(arguments, run(work))
+    outcome = run(work)
+    _settle(storage, outcome)
+    return _apply(arguments, outcome)
 
 
 async def _from_downloaded(
@@ -366,6 +401,10 @@ async def _check(arguments: argparse.Namespace, plugins: Plugins, storage: Stora
     if booted is not None and booted.image_digest == image.digest:
         _say(f"No changes in: {name}")
         return 0
+    if image.digest == _refused(storage) and not arguments.retry_failed:
+        _say(f"No changes in: {name}")
+        _say(f"The newest image failed on this host: {health.failed(storage.sysroot)}")
+        return 0
     _say(f"Update available for: {name}")
     note = storage.backend.offer.note_update
     if note is not None:
@@ -405,4 +444,6 @@ def rollback(arguments: argparse.Namespace) -> int:
             _say(to_text(after.booted_only()).rstrip())
         return outcome
 
-    return _apply(arguments, run(work))
+    outcome = run(work)
+    health.settle(storage.sysroot)
+    return _apply(arguments, outcome)

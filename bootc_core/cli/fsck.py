@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from bootc_core import limits
-from bootc_core.cli import common, deploy
+from bootc_core.cli import checking, common, deploy
 from bootc_core.engine import journal as journals
 from bootc_core.engine import orchestrator, plan
 from bootc_core.engine.lock import exclusive
@@ -169,7 +169,7 @@ async def _repair(
     before = _check(storage, show=show)
     if not before.number:
         return before, before, []
-    orchestrator.check_providers(plugins)
+    checking.check_providers(plugins)
     failures: list[str] = []
     async with orchestrator.transaction(
         plugins, storage, deploy.observers(arguments), Operation.REPAIR, "", reason=arguments.reason

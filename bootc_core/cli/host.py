@@ -5,18 +5,26 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import trio
 
 from bootc_core import limits
+from bootc_core.boot import bls
 from bootc_core.cli import common, deploy, outputs
 from bootc_core.engine import orchestrator
 from bootc_core.engine.notice import read_notice
 from bootc_core.engine.sysroots import Storage
-from bootc_core.errors import TransactionError
+from bootc_core.errors import BootcError, TransactionError
+from bootc_core.fs import atomic
 from bootc_core.hooks.manager import Plugins
+from bootc_core.host import health, partitions, power
+from bootc_core.models.boot import BootPlan
 from bootc_core.models.context import Operation
+from bootc_core.models.image import StagedDeployment
 
+_GOOD = Path("/run/bootc/boot-good")  # the deadline of a counted boot looks for it
 _LOCK_WAIT_S = 60.0  # a run that the shutdown is ending has to let go of the lock
 
 
@@ -53,7 +61,92 @@ async def _finalize_once(arguments: argparse.Namespace, plugins: Plugins, storag
         plugins, storage, outputs.observers(arguments), Operation.FINALIZE, "", quiet=True
     ) as (run, host):
         notice = read_notice(storage)  # again: what was interrupted is gone now
-        if notice is not None and not notice.locked:
+        if notice is None or notice.locked:
+            return 0
+        update = health.Pending(notice.staged.deployment_id, notice.digest)
+        # before the switch: one that never took effect is told by its missing boot entry
+        health.note_pending(storage.sysroot, update)
+        try:
             await orchestrator.finalize_staged(run, host, notice)
-            sys.stdout.write(f"Boots next: {notice.staged.deployment_id[:12]}\n")
+        except BootcError as problem:
+            if not run.switched:
+                reason = problem.message + (f": {problem.found}" if problem.found else "")
+                health.note_failed(storage.sysroot, "finalize", replace(update, reason=reason))
+                health.settle(storage.sysroot)
+            raise
+        sys.stdout.write(f"Boots next: {notice.staged.deployment_id[:12]}\n")
     return 0
+
+
+def boot_complete(arguments: argparse.Namespace) -> int:
+    """``bootc internals boot-complete``: call this boot good, or reboot into the next try of it.
+
+    Of a deployment that boots for the first time the health checks are run. Fine: its boot entry is not counted any more,
+    ``after-boot`` hooks are called, and what nothing needs goes. Not fine: the reason is kept; a counted boot ends with a
+    reboot, and after the last try the boot loader takes the deployment before. That one finds out here that it was taken.
+    """
+    _, plugins, storage = common.existing(arguments, write=True)
+    failure = deploy.run(lambda: _judge_boot(arguments, plugins, storage))
+    if failure is None:
+        return 0
+    sys.stderr.write(f"error: this boot is not healthy: {failure}\n")
+    if partitions.is_counted():
+        power.reboot()
+    return 1
+
+
+def _boot_order(storage: Storage) -> tuple[str, ...]:
+    """The deployments that have a boot entry, first boots next."""
+    entries = storage.bootloader.offer.read_entries(storage.sysroot, lambda message: None)
+    found = (bls.deployment_of(entry) for entry in entries)
+    return tuple(dict.fromkeys(name for name in found if name is not None))
+
+
+async def _judge_boot(
+    arguments: argparse.Namespace, plugins: Plugins, storage: Storage
+) -> str | None:
+    """Why this boot is no good, or None; what follows from it is done."""
+    sysroot = storage.sysroot
+    async with orchestrator.transaction(
+        plugins, storage, outputs.observers(arguments), Operation.BOOT, ""
+    ) as (run, host):
+        order = _boot_order(storage)
+        running = host.booted.deployment_id if host.booted else None
+        first = order[0] if order else None
+        update = health.pending(sysroot)
+        if update is None and running == first and partitions.is_counted():
+            image = host.booted.image if host.booted else None
+            update = health.Pending(str(running), image.image_digest if image else "")
+        taken_back = health.fell_back(update, running, first, order)
+        if taken_back is not None:
+            kind: health.Kind = "health" if update and update.reason else "boot"
+            health.note_failed(sysroot, kind, taken_back)
+            health.settle(sysroot)
+            # What it wrote to /var stays; nobody shall go back to it by accident.
+            backend = storage.backend.offer.name
+            await run.discard(StagedDeployment(backend, taken_back.deployment))
+            await run.prune()
+            sys.stdout.write(f"{health.failed(sysroot)}\n")
+            return None
+        if update is None or update.deployment != running:
+            return None
+        await trio.lowlevel.checkpoint()
+        reasons = health.judge(health.run_checks(), health.baseline(sysroot))
+        if reasons:
+            reason = "; ".join(reasons)
+            health.note_pending(sysroot, replace(update, reason=reason))
+            return reason
+        if running == first:  # else the administrator has decided otherwise meanwhile
+            effective = bool(storage.backend.offer.only_bootloaders)
+            plan = BootPlan(entries=order[:2], tries=0, effective=effective)
+            await run.hooks.switch_boot(storage.bootloader.plugin, run.context, sysroot, plan)
+        health.settle(sysroot)
+        atomic.mkdir(_GOOD.parent)
+        atomic.write_file(_GOOD, b"", sync=False)
+        health.forget_failed(sysroot)
+        failed, warnings = await run.hooks.participants("after_boot", run.context)
+        for warning in (*warnings, *([failed.error.message] if failed and failed.error else ())):
+            run.warn(warning)
+        await run.prune()
+    sys.stdout.write("This boot is healthy.\n")
+    return None

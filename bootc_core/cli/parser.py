@@ -130,6 +130,11 @@ def _upgrade(command: argparse.ArgumentParser) -> None:
         help="make what is staged boot next, without network access",
     )
     command.add_argument("--tag", metavar="TAG", help="follow another tag of the same repository")
+    command.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="take the newest image although it failed on this host before",
+    )
     _deploying(command)
     _sysroot(command)
     command.set_defaults(run="bootc_core.cli.deploy:upgrade", command="upgrade")
@@ -438,6 +443,17 @@ def _image(command: argparse.ArgumentParser) -> None:
     copying.set_defaults(run="bootc_core.cli.image:copy", command="image copy")
 
 
+def _internals(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
+    boot = actions.add_parser(
+        "boot-complete",
+        help="call this boot good or bad",
+        description="After boot: run the health checks of a new deployment, and act on them.",
+    )
+    _sysroot(boot)
+    boot.set_defaults(run="bootc_core.cli.host:boot_complete", command="internals boot-complete")
+
+
 def _completion(command: argparse.ArgumentParser) -> None:
     command.add_argument("shell", choices=("bash", "elvish", "fish", "powershell", "zsh"))
     command.set_defaults(run="bootc_core.cli.completion:completion", command="completion")
@@ -467,6 +483,7 @@ _COMMANDS = (
         "At shutdown: make what is staged boot next (called by a unit).",
         _finalize_staged,
     ),
+    ("internals", (), "What units of this program call.", _internals),
     ("completion", (), "Print a completion script for a shell.", _completion),
 )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 
 from bootc_core.cli import common
 from bootc_core.engine import sysroots
 from bootc_core.errors import UsageError, printable
-from bootc_core.host import environment
+from bootc_core.host import environment, health
 from bootc_core.host.environment import Environment
 from bootc_core.models.host import HostStatus
 from bootc_core.render import status as render
@@ -40,7 +41,9 @@ def read(arguments: argparse.Namespace) -> HostStatus:
                 hint="bootc switch --sysroot DIR IMAGE makes one",
             )
         return HostStatus()
-    return storage.read_host(_warn)
+    failed = health.failed(sysroot)
+    host = storage.read_host(_warn)
+    return replace(host, failed_update=str(failed)) if failed else host
 
 
 def status(arguments: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from bootc_core.engine.notice import StagedNotice, drop_notice, read_notice, wri
 from bootc_core.engine.plan import Target
 from bootc_core.engine.sysroots import Storage
 from bootc_core.engine.transaction import Transaction, new_transaction_id
-from bootc_core.errors import BootcError, PluginError, TransactionError
+from bootc_core.errors import BootcError, TransactionError
 from bootc_core.fs import atomic
 from bootc_core.hooks.calls import Hooks
 from bootc_core.hooks.manager import Plugins
@@ -46,11 +46,14 @@ from bootc_core.models.sysroot import Sysroot
 class Outcome:
     """How a run ended.
 
-    ``kind``: ``unchanged`` (the image boots already), ``present`` (staged already), ``locked`` and ``unlocked`` (a staged
+    ``kind``: ``unchanged`` (the image boots already), ``skipped`` (it is not wanted), ``present`` (staged already), ``locked`` and
+    ``unlocked`` (a staged
     deployment changed between download-only and not), ``staged`` (download-only), ``queued`` (boots next), ``rolled-back``.
     """
 
-    kind: Literal["unchanged", "present", "locked", "unlocked", "staged", "queued", "rolled-back"]
+    kind: Literal[
+        "unchanged", "skipped", "present", "locked", "unlocked", "staged", "queued", "rolled-back"
+    ]
     image: FetchedImage | None = None
     deployment_id: str | None = None
     host_before: HostStatus | None = None
@@ -133,10 +136,8 @@ async def transaction(
         install=install,
     )
     atomic.mkdir(sysroot.path)
-    with (
-        exclusive(sysroot, operation.value),
-        Bus([*observers, *(() if quiet else hooks.observers())]) as bus,
-    ):
+    watching = [] if quiet else hooks.observers()
+    with exclusive(sysroot, operation.value), Bus([*observers, *watching]) as bus:
         run = Transaction(hooks, storage, bus, context, quiet=quiet)
         _require_boot_entries(storage)
         _sweep(sysroot)
@@ -161,10 +162,20 @@ async def transaction(
 
 
 async def deploy(
-    run: Transaction, host: HostStatus, target: Target, *, download_only: bool = False
+    run: Transaction,
+    host: HostStatus,
+    target: Target,
+    *,
+    download_only: bool = False,
+    skip: str | None = None,
 ) -> Outcome:
-    """Bring the host to ``target``: fetch, verify, stage, and (offline, unless ``download_only``) finalize at once."""
+    """Bring the host to ``target``: fetch, verify, stage, and (offline, unless ``download_only``) finalize at once.
+
+    ``skip``: digest of an image that is not wanted.
+    """
     image = await run.fetch(target)
+    if image.digest == skip:
+        return Outcome("skipped", image, host_before=host, warnings=tuple(run.warnings))
     notice = read_notice(run.storage)
     if notice is not None and notice.digest == image.digest:
         return await _already_staged(run, host, image, notice, download_only=download_only)
@@ -290,17 +301,3 @@ async def _undo(run: Transaction, staged: StagedDeployment | None) -> None:
                 run.journal.end("failed")
         except BootcError as problem:
             run.warn(f"what was staged stays until the next run: {problem.message}")
-
-
-def check_providers(plugins: Plugins) -> None:
-    """Refuse to go on without any signature policy: a missing verifier means refuse.
-
-    Raises:
-        PluginError: none is loaded.
-    """
-    if not plugins.policies:
-        raise PluginError(
-            "no signature policy is loaded",
-            reference="no-provider",
-            hint="unblock the plugin signing, or install another policy plugin",
-        )

@@ -18,6 +18,7 @@ from typing import Final
 from bootc_core import limits
 from bootc_core.errors import BootError, StorageError
 from bootc_core.fs import mounts
+from bootc_core.host.environment import command_line
 
 _VARIABLES: Final = "sys/firmware/efi/efivars"
 _VENDOR: Final = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"  # of the Boot Loader Interface
@@ -39,6 +40,16 @@ def uses_esp(root: Path = Path("/")) -> bool:
     """Does the running boot loader read its entries from the ESP?"""
     info = (loader_variable("LoaderInfo", root) or "").lower()
     return "systemd-boot" in info or "grub cc" in info
+
+
+def is_counted(root: Path = Path("/")) -> bool:
+    """Does the boot loader count this boot, and take another deployment when its tries are used up?
+
+    systemd-boot says so in a variable, GRUB's menu on the kernel command line.
+    """
+    if loader_variable("LoaderBootCountPath", root) is not None:
+        return True
+    return any(one.key == "bootc.counted" for one in command_line(root).parameters)
 
 
 def _disks(device: str, root: Path) -> Iterator[Path]:

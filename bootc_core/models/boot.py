@@ -107,8 +107,11 @@ class BootPlan:
             ``deployment_id`` of one that is on the boot partition already and stays as it is.
         effective: the backend made it effective itself (as libostree does); the bootloader only refreshes what it derives.
         details: the backend's own notes for its cleanup, JSON values only.
+        tries: how often the first entry may be tried before the next one boots instead; 0: not counted, since it is known to be
+            good, or nobody would say so; None: as it is. Loaders that cannot count ignore it.
     """
 
     entries: tuple[BootEntry | str, ...] = ()
     effective: bool = False
     details: dict[str, Any] = field(default_factory=dict)
+    tries: int | None = None

@@ -27,6 +27,7 @@ class Operation(StrEnum):
     UPGRADE = "upgrade"
     ROLLBACK = "rollback"
     FINALIZE = "finalize"
+    BOOT = "boot"  # a new deployment calls its boot good
     REPAIR = "repair"
     INSTALL = "install"
 

@@ -140,6 +140,7 @@ class HostStatus:
     rollback_queued: bool = False
     usr_overlay: tuple[str, str] | None = None  # access mode, persistence
     read_only: bool = False
+    failed_update: str | None = None  # the last update that did not work out, and why
     notes: tuple[str, ...] = field(default=())  # lines for people: what was left out and why
 
     @property
@@ -153,6 +154,12 @@ class HostStatus:
     def booted_only(self) -> HostStatus:
         """As ``--booted`` shows it."""
         return replace(self, staged=None, rollback=None)
+
+    def _annotations(self) -> dict[str, Any]:
+        """What the document has no field for."""
+        if self.failed_update is None:
+            return {}
+        return {"annotations": {"bootc.python/failed-update": self.failed_update}}
 
     def to_json(self) -> dict[str, Any]:
         """The ``BootcHost`` document."""
@@ -176,7 +183,7 @@ class HostStatus:
         return {
             "apiVersion": "org.containers.bootc/v1",
             "kind": "BootcHost",
-            "metadata": {"name": "host"},
+            "metadata": {"name": "host", **self._annotations()},
             "spec": {
                 "bootOrder": "rollback" if self.rollback_queued else "default",
                 "image": image.to_json() if image else None,

@@ -160,4 +160,6 @@ def to_text(host: HostStatus, *, verbose: bool = False) -> str:
     shown = [
         _entry(entry, slot, host, verbose=verbose) for slot, entry in slots if entry is not None
     ]
+    if host.failed_update is not None:
+        shown.append(f"  Failed {printable(host.failed_update, 1000)}")
     return "\n\n".join(shown) + "\n"

@@ -36,6 +36,7 @@ done
 rm -f "$r/.dockerenv" "$r/run/.containerenv"
 for d in proc sys dev; do mount --rbind "/$d" "$r/$d"; done
 mount --bind "$w/run" "$r/run"
+for pair in $MOUNTS; do mkdir -p "$r${pair#*:}"; mount --bind "${pair%%:*}" "$r${pair#*:}"; done
 for d in $KEEP; do mkdir -p "$r$d"; mount --bind "$d" "$r$d"; done
 mount --bind "$w/cmdline" "$r/proc/cmdline"
 mount --bind "$SYSROOT" "$r/sysroot"
@@ -61,6 +62,7 @@ class Booted:
     own_etc: bool = False  # the deployment's etc is /etc
     program: str = "exit 0"  # what systemctl does after it was written down
     environment: dict[str, str] = field(default_factory=dict)
+    mounts: dict[str, Path] = field(default_factory=dict)  # directories of the test, by their place
 
     def __post_init__(self) -> None:
         for name in ("mnt", "run"):
@@ -88,6 +90,7 @@ class Booted:
             "PROGRAM": self.program,
             "KEEP": " ".join(shlex.quote(path) for path in sorted(keep)),
             "ETC": f"state/deploy/{self.deployment}/etc" if self.own_etc else "",
+            "MOUNTS": " ".join(f"{source}:{place}" for place, source in self.mounts.items()),
             "HOME": "/root",
             **self.environment,
         }

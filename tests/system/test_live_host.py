@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.booted import BOOTC, Booted
-from support.images import bootable, build
+from support.images import Dir, Link, bootable, build
 
 pytestmark = [pytest.mark.root]
 
@@ -233,3 +233,103 @@ def test_an_interrupted_upgrade_leaves_the_running_one(host, layout):
 def test_boot_dir_is_found_by_itself(host):
     done = host.bootc("status", "--boot-dir", Path("/boot"))
     assert done.returncode == 2
+
+
+# --- automatic rollback ---------------------------------------------------------------------------------------------------
+
+COUNTED = {
+    "usr/lib/systemd/system": Dir(),
+    "usr/lib/systemd/system/boot-complete.target.requires": Dir(),
+    "usr/lib/systemd/system/boot-complete.target.requires/bootc-boot-complete.service": Link(
+        "../bootc-boot-complete.service"
+    ),
+    "usr/lib/systemd": Dir(),
+}
+COUNTED = dict(sorted(COUNTED.items()))
+
+
+def updated(host, layout):
+    """The host runs the first try of version 2."""
+    build(layout, [version(2, **COUNTED)], tag="os")
+    host.done("upgrade")
+    host.done("composefs-finalize-staged")
+    second = host.boots_next()
+    host.boot(second)
+    assert [name for name in os.listdir(host.sysroot / "boot/loader/entries") if "+3-0" in name]
+    return second
+
+
+def use_up_tries(host):
+    """What systemd-boot does to the counted entry when it was tried often enough."""
+    (path,) = (host.sysroot / "boot/loader/entries").glob("*+*.conf")
+    path.rename(path.with_name(path.name.replace("+3-0", "+0-3")))
+
+
+def test_a_healthy_boot_is_called_good(host, layout):
+    first, second = host.deployment, updated(host, layout)
+    assert host.done("internals", "boot-complete").endswith("This boot is healthy.\n")
+    assert not any("+" in name for name in os.listdir(host.sysroot / "boot/loader/entries"))
+    assert (host.home / "run/bootc/boot-good").exists()
+    assert host.boots_next() == second
+    assert verity(host.status()["rollback"]) == first
+    assert host.done("internals", "boot-complete") == ""  # every later boot
+
+
+def test_an_update_that_is_not_healthy_goes_back_and_is_not_taken_again(host, layout):
+    first = host.deployment
+    checks = host.home / "health"
+    checks.mkdir()
+    check = checks / "10-site"
+    check.write_text("#!/bin/sh\nexit 0\n")
+    check.chmod(0o755)
+    host.mounts["/usr/lib/bootc/health.d"] = checks
+    second = updated(host, layout)
+    check.write_text("#!/bin/sh\necho 'the disk is on fire'\nexit 1\n")
+    done = host.bootc("internals", "boot-complete")
+    assert done.returncode == 1
+    assert "10-site: the disk is on fire" in done.stderr
+    use_up_tries(host)
+    assert host.boots_next() == first
+
+    host.boot(first)
+    assert "was not healthy" in host.done("internals", "boot-complete")
+    text = host.done("status", "--format", "humanreadable")
+    assert "10-site: the disk is on fire" in text
+    document = json.loads(host.done("status", "--json"))
+    assert "disk is on fire" in document["metadata"]["annotations"]["bootc.python/failed-update"]
+    for arguments in (("upgrade",), ("upgrade", "--check")):
+        assert "failed on this host" in host.done(*arguments)
+    assert host.status()["staged"] is None
+    # another image is taken; so is this one if asked for
+    assert "Queued for next boot" in host.done("upgrade", "--retry-failed")
+    build(layout, [version(3)], tag="os")
+    assert "Queued for next boot" in host.done("upgrade")
+    assert verity(host.status()["staged"]) not in {None, first, second}
+
+
+def test_an_update_that_never_came_up(host, layout):
+    first, _ = host.deployment, updated(host, layout)
+    use_up_tries(host)
+    host.boot(first)
+    assert "did not come up" in host.done("internals", "boot-complete")
+    assert "did not reach its health checks" in host.done("status", "--format", "humanreadable")
+    status = host.status()
+    assert (verity(status["booted"]), status["rollback"]) == (first, None)
+    assert host.boots_next() == first
+    assert host.bootc("rollback").returncode == 1
+
+
+def test_a_failure_at_shutdown_is_told_at_the_next_boot(host, layout):
+    build(layout, [version(2, **{"etc/site": "a file in the new image"})], tag="os")
+    host.done("upgrade")
+    staged = verity(host.status()["staged"])
+    etc = host.sysroot / f"state/deploy/{host.deployment}/etc/site"
+    etc.mkdir()  # a conflict that came after staging
+    (etc / "x").write_text("x")
+    assert host.bootc("composefs-finalize-staged").returncode == 1
+    host.boot(host.deployment)
+    assert "could not be made bootable" in host.done("status", "--format", "humanreadable")
+    assert host.boots_next() == host.deployment != staged
+    (etc / "x").unlink()
+    etc.rmdir()
+    assert "Queued for next boot" in host.done("upgrade")

@@ -35,7 +35,7 @@ from bootc_composefs.deployment import (
 from bootc_composefs.layers import drop_unfinished, import_missing, spool
 from bootc_composefs.repository import Repository
 from bootc_composefs.splitstream import CONFIG, MANIFEST, encode_document
-from bootc_core import paths
+from bootc_core import limits, paths
 from bootc_core.boot import bls
 from bootc_core.errors import BootcError, StorageError, printable
 from bootc_core.fs import atomic
@@ -57,6 +57,10 @@ if TYPE_CHECKING:
     from bootc_core.models.image import FetchedImage, VerifiedImage
     from bootc_core.models.sysroot import Sysroot
 
+# An image that has this calls its boot good or bad; the boots of others are not counted, or they would be taken back.
+BOOT_CHECK: Final = (
+    b"usr/lib/systemd/system/boot-complete.target.requires/bootc-boot-complete.service"
+)
 _KERNEL_DIRECTORY: Final = "EFI/Linux/bootc_composefs-"
 
 
@@ -159,6 +163,7 @@ async def stage(
             "manifest_digest": image.digest,
             "boot_digest": composed.boot_digest,
             "kernel": composed.kernel,
+            "tries": limits.BOOT_TRIES if lookup(composed.root, BOOT_CHECK) is not None else 0,
         },
         bytes_new=imported.bytes_new + sum(len(data) for _, data in composed.bootable.values()),
     )
@@ -367,10 +372,11 @@ async def finalize(
     present = state.present_slots(sysroot)
     current = state.booted(sysroot, present)
     entry = staged.entry or deployment_id
+    tries = int(staged.details.get("tries", 0))
     if present and present[0].deployment_id == deployment_id:
         # The switch has happened: /etc belongs to the administrator from now on.
         rest = [slot.deployment_id for slot in present[1:] if slot.deployment_id != deployment_id]
-        return BootPlan(entries=(entry, *rest[:1]))
+        return BootPlan(entries=(entry, *rest[:1]), tries=tries)
     if current is not None:
         emit(events.StepProgressed(context.transaction, "merging-etc", "Merging /etc"))
         await trio.lowlevel.checkpoint()
@@ -385,7 +391,7 @@ async def finalize(
                 )
             )
     rest = [current.deployment_id] if current and current.deployment_id != deployment_id else []
-    return BootPlan(entries=(entry, *rest))
+    return BootPlan(entries=(entry, *rest), tries=tries if rest else 0)
 
 
 def _bootable(sysroot: Sysroot, present: Sequence[Slot]) -> list[str]:

@@ -2,6 +2,7 @@
 
     loader/loader.conf
     loader/entries/bootc_<os>-<version>-<id>-<token>-1.conf      ours: boots a deployment
+                                                   -1+3-0.conf   the same, counted: three tries left, none done
     loader/entries/*.conf                                        others': never touched
     EFI/Linux/bootc_composefs-<id>/{vmlinuz,initrd}              named by one entry or more
 
@@ -29,7 +30,7 @@ from bootc_core.models.boot import BootEntry, BootFile, BootPlan, PresentEntry
 
 KERNELS: Final = "EFI/Linux"
 OUR_DIRECTORY: Final = "bootc_"  # not bootc/, where the original keeps unified kernel images
-_OUR_NAME: Final = re.compile(r"bootc_[^-]+-[^-]+-[^-]+-[0-9a-f]{6}-1\.conf")
+_OUR_NAME: Final = re.compile(r"bootc_[^-]+-[^-]+-[^-]+-[0-9a-f]{6}-1(?:\+[0-9]+-[0-9]+)?\.conf")
 _SLACK_BYTES: Final = 64 * limits.KIB  # directories grow, too
 
 
@@ -222,9 +223,13 @@ def resolve(boot_dir: Path, found: Found, plan: BootPlan, prefix: str, token: st
         fresh = f"{token}{number:02x}"
         candidates = [entry for entry in ours if bls.deployment_of(entry) == deployment]
         if isinstance(element, BootEntry):
-            result.append(_new(boot_dir, found, candidates, element, prefix, fresh))
+            tries = (plan.tries or 0) if number == 0 else 0
+            result.append(_new(boot_dir, found, candidates, element, prefix, fresh, tries))
         else:
-            result.append(_kept(boot_dir, found, candidates, element, prefix, fresh))
+            kept = _kept(boot_dir, found, candidates, element, prefix, fresh)
+            if number == 0 and plan.tries == 0 and kept.present:
+                kept = _uncounted(boot_dir, found, kept, fresh)
+            result.append(kept)
     return result
 
 
@@ -252,6 +257,20 @@ def _kept(
     return copy_of(boot_dir, entry, token)
 
 
+def _uncounted(boot_dir: Path, found: Found, kept: Wanted, token: str) -> Wanted:
+    """The entry without its counter: in a new file, since FAT has no safe rename over anything. The counted one goes after it."""
+    stem, left, _ = bls.tries_of(kept.file)
+    if left is None:
+        return kept
+    entry = next(one for one in found.entries if one.file == kept.file)
+    keys = tuple(pair for pair in entry.keys if pair[0] != "sort-key")
+    # the name that systemd-bless-boot would give it, so that it finds its work done
+    plain = f"{_directory(boot_dir)}/{stem}.conf"
+    if plain in found.raw:
+        return copy_of(boot_dir, entry, token)
+    return Wanted(plain, False, keys)
+
+
 def copy_of(boot_dir: Path, entry: PresentEntry, token: str) -> Wanted:
     """The same entry in a new file, for one whose sort key is none of ours: a copy can be ordered."""
     keys = tuple(pair for pair in entry.keys if pair[0] != "sort-key")
@@ -267,6 +286,7 @@ def _new(
     entry: BootEntry,
     prefix: str,
     token: str,
+    tries: int,
 ) -> Wanted:
     placed, place = _locate(boot_dir, found, entry)
     for present in candidates:
@@ -277,7 +297,7 @@ def _new(
             return Wanted(present.file, True, (), place, placed.files)
     text = bls.entry_text(placed, 0)
     keys = tuple(pair for pair in bls.parse("new", text).keys if pair[0] != "sort-key")
-    name = bls.file_name(entry, token)
+    name = bls.file_name(entry, token, tries)
     return Wanted(f"{_directory(boot_dir)}/{name}", False, keys, place, placed.files)
 
 

@@ -62,8 +62,14 @@ class Host:
         self.known[deployment] = entry
         return entry
 
-    def switch(self, *entries: BootEntry | str) -> None:
-        switch.switch(self.sysroot, BootPlan(tuple(entries)))
+    def switch(self, *entries: BootEntry | str, tries: int | None = None) -> None:
+        switch.switch(self.sysroot, BootPlan(tuple(entries), tries=tries))
+
+    def count_down(self, name: str) -> str:
+        """What systemd-boot does with a counted entry before it starts it: one try less, one more done."""
+        (path,) = self.boot.glob(f"loader/entries/*-{name}-*+*.conf")
+        stem, left, done = bls.tries_of(path.name)
+        return path.rename(path.with_name(f"{stem}+{left - 1}-{done + 1}.conf")).name
 
     def menu(self) -> list[tuple[str, str]]:
         """Version and sort key of the readable entries, in menu order."""
@@ -136,6 +142,51 @@ def test_rollback_and_back(host: Host) -> None:
     assert host.boots() == "a"
     host.switch(b.deployment_id, a.deployment_id)
     assert host.boots() == "b"
+
+
+def test_a_new_entry_is_counted_and_given_up(host: Host) -> None:
+    old, new, newer = (host.entry(name) for name in ("1", "2", "3"))
+    host.switch(old, tries=0)
+    host.switch(new, old.deployment_id, tries=3)
+    assert [bls.tries_of(entry.file)[1:] for entry in bls.read_entries(host.boot)] == [
+        (3, 0),
+        (None, None),
+    ]
+    for left in (2, 1):
+        assert host.count_down("2").endswith(f"+{left}-{3 - left}.conf")
+        assert host.boots() == "2"
+    host.count_down("2")
+    assert host.boots() == "1"
+    # what was given up stands in nobody's way, and the next update replaces it
+    host.switch(newer, old.deployment_id, tries=3)
+    assert host.boots() == "3"
+    assert sorted(version for version, _ in host.menu()) == ["1", "3"]
+
+
+def test_a_counted_entry_is_called_good(host: Host) -> None:
+    old, new = (host.entry(name) for name in ("1", "2"))
+    host.switch(old)
+    host.switch(new, old.deployment_id, tries=3)
+    counted = host.count_down("2")
+    plain = f"{bls.tries_of(counted)[0]}.conf"  # as systemd-bless-boot would call it
+    host.switch(new.deployment_id, old.deployment_id)  # says nothing of tries
+    assert counted in bls.entry_names(host.boot)
+    host.switch(new.deployment_id, old.deployment_id, tries=0)
+    assert plain in bls.entry_names(host.boot)
+    assert not any("+" in name for name in bls.entry_names(host.boot))
+    assert [version for version, _ in host.menu()] == ["2", "1"]
+    host.switch(new.deployment_id, old.deployment_id, tries=0)  # idempotent
+    assert [version for version, _ in host.menu()] == ["2", "1"]
+
+
+def test_going_back_to_what_was_given_up_is_possible(host: Host) -> None:
+    old, new = (host.entry(name) for name in ("1", "2"))
+    host.switch(old)
+    host.switch(new, old.deployment_id, tries=1)
+    host.count_down("2")
+    assert host.boots() == "1"
+    host.switch(new.deployment_id, old.deployment_id)
+    assert host.boots() == "2"
 
 
 def test_idempotent(host: Host) -> None:
@@ -490,6 +541,24 @@ def test_stopped_at_every_step(tmp_path: Path, scenario: str, torn: bool) -> Non
         assert other.boots() == "other"
         assert len(other.kernels()) == len(other.menu()) == 1 + len(kept)
     assert count > (5 if not torn else 1 if set(wish) - set(present) else -1)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_stopped_while_a_boot_is_called_good(tmp_path: Path, torn: bool) -> None:
+    start = prepare(tmp_path / "start", ("a",))
+    old, new = start.entry("a").deployment_id, start.entry("n")
+    start.switch(new, old, tries=3)
+    start.count_down("n")
+    plan = BootPlan((new.deployment_id, old), tries=0)
+    for count in itertools.count():
+        host = clone(start, tmp_path / f"{count}")
+        if stop_at(host, plan, count, torn=torn) is None:
+            break
+        assert host.boots() == "n", count
+        switch.switch(host.sysroot, plan)
+        assert host.menu() == [("n", "bootc-debian-0"), ("a", "bootc-debian-1")]
+        assert not any("+" in name for name in bls.entry_names(host.boot))
+    assert count > (0 if torn else 5)
 
 
 @pytest.mark.parametrize("torn", [False, True])
