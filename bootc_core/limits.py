@@ -81,6 +81,7 @@ WORKER_MEMORY_BYTES: Final = 1 * GIB  # address space above this ends a worker
 WORKER_CPU_S: Final = (
     3600  # of processor time for one process; the largest layer allowed takes minutes
 )
+WORKER_FILES: Final = 256  # open ones: directories of seeds, connections
 WORKER_SILENCE_S: Final = (
     900.0  # without a sign of life; longer than all of an HTTP request's retries
 )

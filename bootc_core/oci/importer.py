@@ -46,7 +46,7 @@ from bootc_core.models.image import BlobSource, FetchedImage, FileSource, HttpSo
 from bootc_core.models.oci import Descriptor
 from bootc_core.net import budget
 from bootc_core.oci import chunked, medium
-from bootc_core.oci.worker import SPOOL
+from bootc_core.oci.worker import SPOOL, tls_files
 
 Emit: TypeAlias = Callable[[Event], None]
 
@@ -69,6 +69,7 @@ _PASSED_ON: Final = (
     "HTTPS_PROXY",
     "NO_PROXY",
 )
+_NETWORK: Final = "network"  # among what a job needs, beside names of files
 _CRASHES: Final = frozenset(
     (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS)
 )
@@ -206,16 +207,16 @@ class _Seeds:
         view = memoryview(table)
         while view:
             view = view[os.write(self._table, view) :]
-        self._directories = []
+        self.directories: list[int] = []
         for place in places:
             descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, descriptor)
-            self._directories.append(descriptor)
+            self.directories.append(descriptor)
 
     @property
     def descriptors(self) -> list[int]:
         """What a worker process inherits."""
-        return [self._table, *self._directories]
+        return [self._table, *self.directories]
 
     def job(self, descriptor: Descriptor) -> dict[str, Any] | None:
         """For a worker's job; None if the layer has no table of contents."""
@@ -225,7 +226,7 @@ class _Seeds:
         return {
             "positions": [where.toc, where.toc_digest, where.split],
             "table": self._table,
-            "directories": self._directories,
+            "directories": self.directories,
         }
 
 
@@ -275,10 +276,15 @@ class _Run:
         """One worker process, as long as there are jobs."""
         inherited = [*directories.values(), *([self.limits.descriptor] if self.limits else [])]
         inherited += self.seeds.descriptors if self.seeds else []
-        async with _worker(inherited) as worker:
-            while queue:
-                job = queue.popleft()
-                self._finish(job, await self.layer(worker, job, directories))
+        while queue:
+            async with _worker(inherited) as worker:
+                while queue:
+                    job = queue.popleft()
+                    try:
+                        self._finish(job, await self.layer(worker, job, directories))
+                    except _NeedsMoreError:
+                        queue.appendleft(job)
+                        break
 
     def take(self, job: LayerJob) -> bool:
         """Take over what an earlier run finished since the machine was booted; False if there is nothing."""
@@ -324,6 +330,10 @@ class _Run:
             "staging": directories[""],
             "sink": self.sink,
             "path": self.path,
+            "readable": [
+                *(fd for name, fd in directories.items() if name),
+                *(self.seeds.directories if self.seeds else ()),
+            ],
             "spare": self.spare,
             "spool_bytes": limits.SPOOL_LAYER_BYTES,
             "retry_wait_s": limits.RETRY_WAIT_S,
@@ -503,6 +513,10 @@ async def _worker(inherited: Sequence[int]) -> AsyncIterator[_Worker]:
             await worker.end()
 
 
+class _NeedsMoreError(Exception):
+    """The process gave up what this job needs: the job is another one's."""
+
+
 class _Worker:
     """The parent's side of `bootc_core.oci.worker`; one job at a time."""
 
@@ -535,6 +549,7 @@ class _Worker:
         self._stderr = b""
         self._rest = b""
         self._number = 0
+        self._kept: frozenset[str] | None = None  # of what jobs need, what the first one left it
 
     async def read_stderr(self) -> None:
         """Keep the end of what the process says beside its answers."""
@@ -543,6 +558,7 @@ class _Worker:
 
     async def recheck(self, request: dict[str, Any], finished: dict[str, Any]) -> bool:
         """Does the sink find the layer whole?"""
+        self._use({_NETWORK})
         answer = await self._ask({**request, "recheck": finished}, [], lambda count: None)
         return bool(answer["whole"])
 
@@ -561,6 +577,7 @@ class _Worker:
                 "client_cert": source.client_cert,
                 "client_key": source.client_key,
             }
+            self._use({_NETWORK, *tls_files(tls)})
             request = {
                 **request,
                 "source": {
@@ -571,6 +588,7 @@ class _Worker:
                 },
             }
             return await self._ask(request, [], progress)
+        self._use(set())
         if isinstance(source, FileSource):
             descriptor = _open_regular(source.path)
             try:
@@ -581,6 +599,13 @@ class _Worker:
             finally:
                 os.close(descriptor)
         return await self._piped(request, source, progress)
+
+    def _use(self, needs: set[str]) -> None:
+        """Raise if an earlier job left the process without what this one needs."""
+        if self._kept is None:
+            self._kept = frozenset(needs)
+        elif not needs <= self._kept:
+            raise _NeedsMoreError
 
     async def _piped(
         self, request: dict[str, Any], source: PipeSource, progress: Callable[[int], None]
@@ -646,6 +671,9 @@ class _Worker:
             event = answer["event"]
             if event == "progress":
                 progress(int(answer["bytes"]))
+            elif event == "unconfined":
+                missing = ", ".join(printable(str(text), 80) for text in answer["missing"])
+                _LOG.warning("importing processes run without: %s", missing)
             elif event == "failed":
                 raise _error(answer)
             else:

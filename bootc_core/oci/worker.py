@@ -12,6 +12,7 @@ order of ``attached``; standard output answers in JSON lines:
        "attached": ["source"], "staging": 7, "sink": "module:Class", "path": "/where/it/is", "options": {…},
        "spool_bytes": 262144, "retry_wait_s": 0.5, "limits": {"descriptor": 9, "rate": null, "most": 100000000} | null,
        "chunked": {"positions": […], "table": 10, "directories": [11]} | null,
+       "readable": [12, 13],               directories beneath which files are read, besides staging
        "spare": false}                     spare: there are more processors than workers
     ◀ {"job": 2, …, "recheck": {…}}        only ask the sink whether the finished layer is whole
     ▶ {"event": "progress", "job": 1, "bytes": 4}
@@ -23,8 +24,12 @@ order of ``attached``; standard output answers in JSON lines:
 unproven, nothing that was read from them is believed, errors included: after any problem with the content the rest
 of the blob is hashed, and if it is not the promised one, that is the error.
 
-The process has what it was given: an empty environment, the descriptors of its directories, its source. It ends with its
-parent (PR_SET_PDEATHSIG), at the end of its input, on TERM at once, and beyond its bounds of memory and processor time.
+    ▶ {"event": "unconfined", "job": 1, "missing": ["Landlock (…)"]}    once, before any other, if the kernel lacks something
+
+The process has what it was given: an empty environment, the descriptors of its directories, its source. With its first job it gives
+up the rest (`bootc_core.oci.sandbox`): what that job needs decides whether there is a network and which files of TLS can be
+read, so a job that needs more goes to another process. It ends with its parent (PR_SET_PDEATHSIG), at the end of its input, on TERM at
+once, and beyond its bounds of memory, processor time, open files and the size of a file.
 """
 
 from __future__ import annotations
@@ -235,6 +240,7 @@ class Worker:
         self._pool: Pool | None = None
         self._meter: Meter | None = None
         self._seeds: Seeds | None = None
+        self._confined = False
 
     def serve(self) -> None:
         """Until the parent closes the channel."""
@@ -266,6 +272,8 @@ class Worker:
         layer = os.open(job["diff_id"].partition(":")[2], _DIRECTORY, dir_fd=job["staging"])
         try:
             make = _load(job["sink"], job.get("path"))
+            if not self._confined:
+                self._confine(job)
             if "recheck" in job:
                 check = getattr(make, "recheck", None)
                 whole = check is not None and bool(check(layer, job["options"], job["recheck"]))
@@ -273,6 +281,26 @@ class Worker:
             return "done", self._import(job, attached, layer, make)
         finally:
             os.close(layer)
+
+    def _confine(self, job: dict[str, Any]) -> None:
+        """Before the first untrusted byte: import what the job takes, then give up all else."""
+        from bootc_core.oci import sandbox
+
+        source = job.get("source") or {}
+        network = "recheck" in job or source.get("kind") == "http"  # the next one may be fetched
+        if network:
+            import bootc_core.oci.download
+        if job.get("chunked"):
+            import bootc_core.oci.chunked  # noqa: F401
+        missing = sandbox.enter(
+            [job["staging"]],
+            job.get("readable") or (),
+            network=network,
+            files=tls_files(source.get("tls")),
+        )
+        self._confined = True
+        if missing:
+            self._channel.send("unconfined", job["job"], missing=missing)
 
     def _import(
         self, job: dict[str, Any], attached: dict[str, int], layer: int, make: Any
@@ -432,6 +460,14 @@ class Worker:
         return lambda count: self._channel.send("progress", job, bytes=count)
 
 
+def tls_files(tls: dict[str, Any] | None) -> list[str]:
+    """What a source's TLS reads by name."""
+    if not tls:
+        return []
+    files = [*(tls.get("ca_files") or ()), tls.get("client_cert"), tls.get("client_key")]
+    return [str(file) for file in files if file]
+
+
 def _load(name: str, path: str | None) -> Any:
     """The sink's class; ``path`` is where the parent found its top-level package."""
     if path and path not in sys.path:
@@ -493,6 +529,8 @@ def confine(parent: int) -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_AS, limits.WORKER_MEMORY_BYTES),
         (resource.RLIMIT_CPU, limits.WORKER_CPU_S),
+        (resource.RLIMIT_NOFILE, limits.WORKER_FILES),
+        (resource.RLIMIT_FSIZE, limits.LAYER_BYTES),
     ):
         _, hard = resource.getrlimit(kind)
         if hard != resource.RLIM_INFINITY:

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from typing import Any
@@ -99,7 +100,42 @@ class NoteSink:
             ),
             "directory": os.getcwd(),
             "session": os.getsid(0) == os.getpid(),
+            "capabilities": sorted(
+                {status[name].strip("0\t ") for name in ("CapPrm", "CapEff", "CapBnd")}
+            ),
+            "reached": self.reached(),
         }
+
+    def reached(self) -> list[str]:
+        """What this process can do and should not be able to."""
+        attempts = {
+            "read /etc/passwd": lambda: os.open("/etc/passwd", os.O_RDONLY),
+            "read the root directory": lambda: os.listdir("/"),
+            "write to /tmp": lambda: os.open("/tmp", os.O_TMPFILE | os.O_RDWR),
+            "leave staging": lambda: os.open(
+                "../../escaped", os.O_CREAT | os.O_RDWR, dir_fd=self.staging
+            ),
+            "start a program": lambda: os.execv("/bin/true", ["true"]),
+            "fork": os.fork,
+            "signal the parent": lambda: os.kill(os.getppid(), 0),
+            "make a device": lambda: os.mknod(
+                "null", 0o20666, os.makedev(1, 3), dir_fd=self.staging
+            ),
+            "see another process": lambda: os.open(f"/proc/{os.getppid()}/environ", os.O_RDONLY),
+            "listen": lambda: socket.socket().bind(("127.0.0.1", 0)),
+            "connect": lambda: socket.socket().connect(("127.0.0.1", 9)),
+        }
+        found = []
+        for name, attempt in attempts.items():
+            try:
+                attempt()
+            except ConnectionRefusedError:
+                found.append(name)
+            except OSError:
+                continue
+            else:
+                found.append(name)
+        return found
 
     def abort(self) -> None:
         pass

@@ -259,6 +259,37 @@ def test_worker_is_clean(one, monkeypatch):
     assert (process["directory"], process["session"], process["modules"]) == ("/", True, [])
 
 
+def test_worker_reaches_nothing_but_its_staging_directory(one):
+    """Root's worker and a user's: no files, processes, sockets, devices, capabilities."""
+    (result,) = one.run(behave="inspect").values()
+    assert result.sink["process"]["reached"] == []
+    assert result.sink["process"]["capabilities"] == [""]
+
+
+def test_worker_of_a_download_reaches_the_network_alone(setting):
+    job = setting.add(archive(1))
+    blob = setting.blobs[job.descriptor.digest]
+    with FaultyServer(lambda peer, asked: peer.reply(200, blob)) as server:
+        setting.source = lambda _: HttpSource(server.url("/blob"))
+        (result,) = setting.run(behave="inspect").values()
+    assert result.sink["process"]["reached"] == ["connect"]
+
+
+def test_a_job_that_needs_more_gets_another_process(setting, monkeypatch):
+    """A file first, so that its process has no network; then a download."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # one process
+    large, small = setting.add(archive(1, files=50)), setting.add(archive(2))
+    blob = setting.blobs[small.descriptor.digest]
+    with FaultyServer(lambda peer, asked: peer.reply(200, blob)) as server:
+        setting.source = lambda digest: (
+            setting.file(digest)
+            if digest == large.descriptor.digest
+            else HttpSource(server.url("/blob"))
+        )
+        results = setting.run()
+    assert len(results) == 2
+
+
 # --- reuse ------------------------------------------------------------------------------------------------------------------
 
 
