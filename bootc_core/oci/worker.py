@@ -28,8 +28,8 @@ of the blob is hashed, and if it is not the promised one, that is the error.
 
 The process has what it was given: an empty environment, the descriptors of its directories, its source. With its first job it gives
 up the rest (`bootc_core.oci.sandbox`): what that job needs decides whether there is a network and which files of TLS can be
-read, so a job that needs more goes to another process. It ends with its parent (PR_SET_PDEATHSIG), at the end of its input, on TERM at
-once, and beyond its bounds of memory, processor time, open files and the size of a file.
+read, so a job that needs more goes to another process. It ends with its parent (PR_SET_PDEATHSIG), at the end of its input, on
+TERM at once, and beyond its bounds of memory, processor time, open files and the size of a file.
 """
 
 from __future__ import annotations
