@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -197,6 +198,7 @@ def main() -> None:
     chosen = [kind for kind in KINDS if not names or kind.name in names]
     if unknown := set(names) - {kind.name for kind in KINDS}:
         parser.error(f"no such cycle: {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # machines and registry go with us
     layout = image.build(CACHE.resolve())
     qemu = find_qemu(CACHE.resolve())
     for kind in chosen:

@@ -178,6 +178,19 @@ class Guest:
         self.send("systemctl reboot --no-wall")
         return self.wait_marker(timeout_s)
 
+    @staticmethod
+    def clock() -> float:
+        """Seconds of this machine."""
+        return time.monotonic()
+
+    def wait(self, seconds: float) -> None:
+        """Let it run."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return
+        raise GuestError("the machine ended by itself")
+
     def kill(self) -> None:
         """Pull the plug."""
         self.process.kill()

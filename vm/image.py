@@ -70,7 +70,7 @@ MASKED = (
     "systemd-update-utmp.service",
     "systemd-user-sessions.service",
 )
-KARGS = b"""kargs = ["console=ttyS0", "quiet", "systemd.show_status=0", "mitigations=off", "audit=0"]
+KARGS = b"""kargs = ["console=ttyS0", "quiet", "systemd.show_status=0", "mitigations=off", "audit=0", "no_timer_check"]
 """
 _NEWEST_KERNELS = """
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
