@@ -51,6 +51,11 @@ def cosign_program() -> str:
     return done.stdout.strip()
 
 
+def skopeo_program() -> str:
+    """Path of a skopeo that signs with sigstore keys: Debian 12 has that switched off in its own."""
+    return str(Path(cosign_program()).with_name("skopeo"))
+
+
 @dataclass(frozen=True)
 class Cosign:
     """The real program with one key pair in ``home``."""

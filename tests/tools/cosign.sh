@@ -1,20 +1,25 @@
 #!/bin/bash
-# Print the path of a program that runs Debian's real cosign, fetching it first if it is not in the cache.
+# Print the path of a program that runs Debian's real cosign, fetching it first if it is not in the cache. Beside it lies a skopeo
+# that signs with sigstore keys, which Debian 12 has switched off in its own.
 #
-# The packages (cosign, its libraries, its own libc) come from Debian's rolling suite on the mirror that apt on this machine uses,
+# The packages (the programs, their libraries, their own libc) come from Debian's rolling suite on the mirror that apt on this machine uses,
 # are checked by apt as always, and are unpacked into a cache, not installed. No root needed. Exit status 3: not possible here
 # (no Debian mirror configured, or not reachable); the reason is on stderr.
 set -euo pipefail
 repository=$(cd "$(dirname "$0")/../.." && pwd)
 cache=${BOOTC_TEST_CACHE:-$repository/.cache}/cosign
 suite=sid
+mkdir -p "$cache"
+cache=$(cd "$cache" && pwd -P) # the programs are called by it, and a link may go
 run=$cache/cosign
 
 give_up() { printf 'cosign.sh: %s\n' "$*" >&2; exit 3; }
 
-works() { [ -x "$run" ] && [[ $("$run" --help 2>&1 || true) == *Container\ Signing* ]]; }
+works() {
+    [ -x "$run" ] && [[ $("$run" --help 2>&1 || true) == *Container\ Signing* ]] &&
+        [[ $("$cache/skopeo" --version 2>&1 || true) == skopeo\ version* ]]
+}
 
-mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9 # two test runs at once
 if works; then
@@ -53,22 +58,25 @@ options=(
     -o Debug::NoLocking=1
 )
 apt-get "${options[@]}" update >&2 || give_up "the mirror's index cannot be fetched"
-apt-get "${options[@]}" --yes --no-install-recommends --download-only install cosign >&2 ||
+apt-get "${options[@]}" --yes --no-install-recommends --download-only install cosign skopeo >&2 ||
     give_up "the packages cannot be fetched"
 for package in "$work"/archives/*.deb; do
     dpkg -x "$package" "$work/root"
 done
-program=$(find "$work/root" -type f -path '*/bin/cosign' | sed -n 1p)
 loader=$(find "$work/root" -name 'ld-linux*.so.*' | sed -n 1p)
-[[ -n $program && -n $loader ]] || give_up "the packages hold no cosign"
+[ -n "$loader" ] || give_up "the packages hold no libc"
 libraries=$(find "$work/root" -name 'lib*.so.*' -printf '%h\n' | sort -u | paste -sd:)
-rm -rf "$cache/root"
-mv "$work/root" "$cache/root"
-cat >"$work/run" <<END
+for name in skopeo cosign; do
+    program=$(find "$work/root" -type f -path "*/bin/$name" | sed -n 1p)
+    [ -n "$program" ] || give_up "the packages hold no $name"
+    cat >"$work/run" <<END
 #!/bin/sh
 exec "${loader/#"$work"/$cache}" --library-path "${libraries//"$work"/$cache}" "${program/#"$work"/$cache}" "\$@"
 END
-chmod +x "$work/run"
-mv "$work/run" "$run"
-works || give_up "the fetched cosign does not run on this machine"
+    chmod +x "$work/run"
+    mv "$work/run" "$cache/$name"
+done
+rm -rf "$cache/root"
+mv "$work/root" "$cache/root"
+works || give_up "the fetched programs do not run on this machine"
 echo "$run"

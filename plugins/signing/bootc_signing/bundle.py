@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from bootc_core import limits
 from bootc_core.errors import printable
@@ -48,8 +48,17 @@ Number = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,18})$")]
 Text = Annotated[str, Field(min_length=1)]
 
 
+def _canonical(text: str) -> str:
+    decode_base64(text, "part of the bundle")
+    return text
+
+
+Base64 = Annotated[Text, AfterValidator(_canonical)]
+"""The sigstore package reads other spellings of the same bytes too; one text for one signature is easier to reason about."""
+
+
 class _LogId(TrustModel):
-    key_id: Text = Field(alias="keyId")
+    key_id: Base64 = Field(alias="keyId")
 
 
 class _Kind(TrustModel):
@@ -58,7 +67,7 @@ class _Kind(TrustModel):
 
 
 class _Promise(TrustModel):
-    signed: Text = Field(alias="signedEntryTimestamp")
+    signed: Base64 = Field(alias="signedEntryTimestamp")
 
 
 class _Checkpoint(TrustModel):
@@ -67,9 +76,9 @@ class _Checkpoint(TrustModel):
 
 class _Proof(TrustModel):
     log_index: Number = Field(alias="logIndex", default="0")
-    root_hash: Text = Field(alias="rootHash")
+    root_hash: Base64 = Field(alias="rootHash")
     tree_size: Number = Field(alias="treeSize")
-    hashes: tuple[Text, ...] = Field(strict=False, default=(), max_length=64)
+    hashes: tuple[Base64, ...] = Field(strict=False, default=(), max_length=64)
     checkpoint: _Checkpoint | None = None
 
 
@@ -80,7 +89,7 @@ class _Entry(TrustModel):
     integrated_time: Number | None = Field(alias="integratedTime", default=None)
     promise: _Promise | None = Field(alias="inclusionPromise", default=None)
     proof: _Proof | None = Field(alias="inclusionProof", default=None)
-    body: Text = Field(alias="canonicalizedBody")
+    body: Base64 = Field(alias="canonicalizedBody")
 
 
 class _PublicKey(TrustModel):
@@ -88,7 +97,7 @@ class _PublicKey(TrustModel):
 
 
 class _Certificate(TrustModel):
-    raw: Text = Field(alias="rawBytes")
+    raw: Base64 = Field(alias="rawBytes")
 
 
 class _Chain(TrustModel):
@@ -96,7 +105,7 @@ class _Chain(TrustModel):
 
 
 class _Timestamp(TrustModel):
-    signed: Text = Field(alias="signedTimestamp")
+    signed: Base64 = Field(alias="signedTimestamp")
 
 
 class _Timestamps(TrustModel):
@@ -114,26 +123,26 @@ class _Material(TrustModel):
 
 
 class _Signature(TrustModel):
-    sig: Text
+    sig: Base64
     keyid: str = ""
 
 
 class Envelope(TrustModel):
     """A DSSE envelope with exactly one signature."""
 
-    payload: Text
+    payload: Base64
     payload_type: Text = Field(alias="payloadType")
     signatures: tuple[_Signature, ...] = Field(strict=False, min_length=1, max_length=1)
 
 
 class _MessageDigest(TrustModel):
     algorithm: Text
-    digest: Text
+    digest: Base64
 
 
 class _Message(TrustModel):
     message_digest: _MessageDigest | None = Field(alias="messageDigest", default=None)
-    signature: Text
+    signature: Base64
 
 
 class _Bundle(TrustModel):

@@ -23,7 +23,7 @@ from support.registry import (
     running_registry,
     write_layout,
 )
-from support.signing import Cosign, Gpg
+from support.signing import Cosign, Gpg, skopeo_program
 
 from bootc_core.models.context import Context, Operation, Phase, SignatureMode
 from bootc_core.models.reference import ImageReference
@@ -241,6 +241,36 @@ def test_s03_a_signature_for_another_repository(world, tmp_path):
     assert said.accept is False
     assert "acme/os" in said.reason
     assert "evil/os" in said.reason
+
+
+def test_skopeo_signs_with_a_sigstore_key(world, tmp_path):
+    """As ``podman push --sign-by-sigstore-private-key`` does. It names the tag, so the default rule of policy.json holds."""
+    settings = tmp_path / "registries.d"
+    settings.mkdir()
+    (settings / "x.yaml").write_text("default-docker:\n  use-sigstore-attachments: true\n")
+    (tmp_path / "passphrase").write_text("\n")
+    layout = tmp_path / "layout"
+    write_layout(layout, "1", make_image(labels={"n": "by skopeo"}))
+    subprocess.run(
+        [
+            *(skopeo_program(), "--registries.d", settings, "copy", "-q", "--insecure-policy"),
+            *("--dest-tls-verify=false", "--preserve-digests"),
+            *("--sign-by-sigstore-private-key", world.cosign.home / "cosign.key"),
+            *("--sign-passphrase-file", tmp_path / "passphrase"),
+            *(f"oci:{layout}:1", f"docker://{world.name('by-skopeo')}"),
+        ],
+        check=True,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )
+    requirement = sigstore(world.cosign)
+    del requirement["signedIdentity"]
+    said = ask(configure(tmp_path, requirement), world.name("by-skopeo"), SignatureMode.ENFORCE)
+    assert (said.accept, said.cryptographic) == (True, True), said
+    assert dict(said.evidence)["signed for"] == world.name("by-skopeo")
+    said = ask(trusting(world, tmp_path), world.name("by-skopeo"), SignatureMode.ENFORCE)
+    assert said.reason == "signed by publisher"
+    said = ask(configure(tmp_path / "other", sigstore(world.other)), world.name("by-skopeo"))
+    assert "is not valid by SHA256:" in said.reason
 
 
 # --- bundles, by a trust policy -------------------------------------------------------------------
@@ -563,6 +593,20 @@ def test_no_layer_byte_before_acceptance_and_evidence_after(tmp_path):
     assert "trust pin" in lost.stderr
     assert bootc("trust", "pin", *where).returncode == 0
     assert bootc("trust", "permit-downgrade", *where, f"{name}:stable").returncode == 0
+
+
+def test_without_the_verifying_plugin_nothing_is_fetched(tmp_path):
+    """A missing verifier refuses, also where verification is not wanted; nobody answers at this address, and nobody is asked."""
+    root = configure(tmp_path / "config", {"type": "insecureAcceptAnything"})
+    for more in ((), ("--no-signature-verification",)):
+        done = bootc(
+            *("switch", "--no-plugin", "signing", "--sysroot", tmp_path / "host"),
+            *("--config-root", root, *more, "127.0.0.1:1/acme/os:1"),
+        )
+        assert done.returncode == 1
+        assert "no signature policy is loaded" in done.stderr
+        assert "unblock the plugin signing" in done.stderr
+    assert not (tmp_path / "host").exists()
 
 
 def digest_of(layout, tag):
