@@ -1,6 +1,6 @@
 """Takes away from a worker process what it does not need before it reads an untrusted byte.
 
-    capabilities   all of them, for good
+    capabilities   all of them, for good; but for a sink that stages files with their owners what that takes
     Landlock       files: read this program's code, and what name resolution and certificates need; write beneath the staging
                    directory. From ABI 4 on no TCP port to listen on, and none to connect to without the network; from 6 on no
                    signals and no abstract sockets to the outside
@@ -29,6 +29,7 @@ _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 _CAPABILITIES: Final = 64
 _CAPABILITY_VERSION: Final = 0x20080522
+_OWNERS: Final = 1 << 0 | 1 << 3 | 1 << 4 | 1 << 31  # chown, fowner, fsetid, setfcap
 
 _LANDLOCK_CREATE: Final = 444
 _LANDLOCK_ADD: Final = 445
@@ -141,7 +142,12 @@ _KILL: Final = 0x80000000
 
 
 def enter(
-    writable: Iterable[int], readable: Iterable[int], *, network: bool, files: Iterable[str] = ()
+    writable: Iterable[int],
+    readable: Iterable[int],
+    *,
+    network: bool,
+    files: Iterable[str] = (),
+    owners: bool = False,
 ) -> list[str]:
     """Confine this process, which has one thread, for good.
 
@@ -150,6 +156,7 @@ def enter(
         readable: descriptors of directories beneath which files are read.
         network: sockets, and the files that name resolution and TLS need, stay.
         files: more files that are read.
+        owners: files are given owners, modes and file capabilities.
 
     Returns:
         what this kernel does not have, for a log; empty: all of it took effect.
@@ -159,7 +166,7 @@ def enter(
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     missing = []
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
-        ("dropped capabilities", lambda: _drop_capabilities(libc)),
+        ("dropped capabilities", lambda: _drop_capabilities(libc, _OWNERS if owners else 0)),
         ("Landlock", lambda: _landlock(libc, writable, readable, files, network=network)),
         ("seccomp", lambda: _seccomp(libc, network=network)),
     )
@@ -181,7 +188,7 @@ def _checked(result: int) -> int:
 # --- capabilities ----------------------------------------------------------------------------------------------------------
 
 
-def _drop_capabilities(libc: ctypes.CDLL) -> None:
+def _drop_capabilities(libc: ctypes.CDLL, kept: int) -> None:
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     for number in range(
         _CAPABILITIES
@@ -189,7 +196,10 @@ def _drop_capabilities(libc: ctypes.CDLL) -> None:
         if libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) < 0:
             break
     header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
-    _checked(libc.capset(header, bytes(24)))
+    if kept and not os.geteuid():
+        _checked(libc.capset(header, struct.pack("6I", kept, kept, 0, 0, 0, 0)))
+    else:
+        _checked(libc.capset(header, bytes(24)))
 
 
 # --- Landlock --------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,10 @@ from bootc_core.oci.tar import TarEntry
 
 
 class Sink(Protocol):
-    """One layer's destination. Constructed as ``Sink(staging_fd, options)``, options being the JSON value of the job."""
+    """One layer's destination. Constructed as ``Sink(staging_fd, options)``, options being the JSON value of the job.
+
+    A class with ``sets_owners = True`` gives staged files their owners: its workers keep the capabilities for that.
+    """
 
     wants_raw: bool  # False: raw() is never called
 

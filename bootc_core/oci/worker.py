@@ -273,7 +273,7 @@ class Worker:
         try:
             make = _load(job["sink"], job.get("path"))
             if not self._confined:
-                self._confine(job)
+                self._confine(job, owners=getattr(make, "sets_owners", False))
             if "recheck" in job:
                 check = getattr(make, "recheck", None)
                 whole = check is not None and bool(check(layer, job["options"], job["recheck"]))
@@ -282,7 +282,7 @@ class Worker:
         finally:
             os.close(layer)
 
-    def _confine(self, job: dict[str, Any]) -> None:
+    def _confine(self, job: dict[str, Any], *, owners: bool) -> None:
         """Before the first untrusted byte: import what the job takes, then give up all else."""
         from bootc_core.oci import sandbox
 
@@ -297,6 +297,7 @@ class Worker:
             job.get("readable") or (),
             network=network,
             files=tls_files(source.get("tls")),
+            owners=owners,
         )
         self._confined = True
         if missing:

@@ -70,6 +70,7 @@ class OstreeSink:
     """
 
     wants_raw = False
+    sets_owners = True
 
     def __init__(self, staging_fd: int, options: dict[str, Any]) -> None:
         """Make the layer's staging directory ready; ``staging_fd`` stays the caller's."""

@@ -34,7 +34,7 @@ def layout(tmp_path_factory) -> Path:
         "root": Link("var/roothome"),
         "etc/passwd": "root:x:0:0::/root:/bin/sh\n",
         "ostree": Link("sysroot/ostree"),
-        "usr/bin/big": File(os.urandom(70_000)),
+        "usr/bin/big": File(os.urandom(70_000), mode=0o2755, gid=42),
     }
     return build(place / "layout", [bootable(more)]).path
 
