@@ -1,5 +1,5 @@
 # What people and CI call; the work is in demo/ and scripts/, which need no make.
-.PHONY: help setup demo test lint types check bench bench-update conformance fault-proxy bad-inputs fsck misbehaviour clean
+.PHONY: help setup demo test lint types check bench bench-update conformance credential-chains fault-proxy bad-inputs fsck misbehaviour clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -23,6 +23,8 @@ bench-update: ## bytes on the wire for an update of 30 packages, by file and by 
 	python3 benchmarks/bench_update.py .cache/bench
 conformance: ## images of podman, buildah, skopeo and umoci from registries of every kind, all pairs (root)
 	BOOTC_CONFORMANCE=all .venv/bin/python -m pytest -q -s tests/scenarios/test_conformance.py
+credential-chains: ## 10,000 chains of redirects and token servers: no secret goes where it does not belong
+	BOOTC_CREDENTIAL_CHAINS=10000 .venv/bin/python -m pytest -q -s tests/scenarios/test_credential_chains.py
 fault-proxy: ## 100 pulls of some 40 MB through a proxy that breaks one request in three, and 30 killed ones
 	BOOTC_FAULT_PULLS=100 .venv/bin/python -m pytest -q -s tests/scenarios/test_fault_proxy.py
 bad-inputs: ## every point of every row of the catalogue of bad inputs (root)
