@@ -337,6 +337,8 @@ class Layer:
             raise NotWorthwhile
         self._run: Any = None
         self._at = self._stop = 0
+        self._buffer = memoryview(bytearray(limits.CHUNK_BYTES))
+        self._ahead = self._buffer[:0]  # read, and not yet used
 
     def _documents(self, where: Positions) -> tuple[bytes, bytes]:
         start = min(where.toc[0], where.split[0])
@@ -435,26 +437,30 @@ class Layer:
         if done != chunk.size:
             raise _bad("a chunk of another size")
 
-    def _pieces(self, chunk: _Chunk) -> Iterator[bytes]:
+    def _pieces(self, chunk: _Chunk) -> Iterator[memoryview]:
         """The chunk's compressed bytes; the hole in front of it is read and dropped."""
         if self._run is None or chunk.offset >= self._stop:
             self.close()
             run = self._runs.pop(0)
             self._run, self._at, self._stop = self._fetch(run.start, run.end), run.start, run.end
         while self._at < chunk.end:
-            hole = chunk.offset > self._at
-            most = (chunk.offset if hole else chunk.end) - self._at
-            buffer = bytearray(min(most, limits.CHUNK_BYTES))
-            count = self._run.readinto(memoryview(buffer))
-            if not count:
-                raise _bad("a range ended early")
-            self._at += count
-            self._count(count)
-            if not hole:
-                yield bytes(memoryview(buffer)[:count])
+            if not self._ahead:
+                count = self._run.readinto(self._buffer)
+                if not count:
+                    raise _bad("a range ended early")
+                self._count(count)
+                self._ahead = self._buffer[:count]
+            hole = max(0, chunk.offset - self._at)
+            piece = self._ahead[hole : chunk.end - self._at]
+            used = min(len(self._ahead), chunk.end - self._at)
+            self._ahead = self._ahead[used:]
+            self._at += used
+            if piece:
+                yield piece
 
     def close(self) -> None:
         """Give up what was not read."""
+        self._ahead = self._buffer[:0]
         if self._run is not None:
             self._run.close()
             self._run = None

@@ -4,11 +4,12 @@ No layer byte passes through this process, unless a transport can only feed a pi
 
     staging/<diffID hex>/            one layer's directory; the sink's files
     staging/<diffID hex>/spool       what arrived of a large blob (`bootc_core.oci.worker`)
+    staging/<diffID hex>/ranges      what arrived of a blob that is fetched by the file (`bootc_core.oci.ranges`)
     staging/<diffID hex>/done.json   the layer is finished: result, sink, boot id
 
 A later run takes a finished layer as it is if the machine has not been booted since; otherwise it asks the sink to look
 at what it wrote (nothing was synced, so a power cut may have emptied it) and imports the layer again where that fails.
-Unfinished layers begin again, apart from their spool. Whoever calls this holds the sysroot's lock: nobody else writes
+Unfinished layers begin again, apart from spool and ranges. Whoever calls this holds the sysroot's lock: nobody else writes
 into ``staging``.
 
 A sink is named ``module:Class`` (`bootc_core.oci.sink`). Its options are ``sink_options`` plus one descriptor number for each of
@@ -46,6 +47,7 @@ from bootc_core.models.image import BlobSource, FetchedImage, FileSource, HttpSo
 from bootc_core.models.oci import Descriptor
 from bootc_core.net import budget
 from bootc_core.oci import chunked, medium
+from bootc_core.oci.ranges import RANGES
 from bootc_core.oci.worker import SPOOL, tls_files
 
 Emit: TypeAlias = Callable[[Event], None]
@@ -486,7 +488,7 @@ def _read_done(path: Path, job: LayerJob, sink: str) -> tuple[str, LayerResult] 
 
 
 def _clear(place: Path) -> None:
-    """An empty directory for the layer, except for its spool."""
+    """An empty directory for the layer, except for what arrived of its blob."""
     if not place.is_dir() or place.is_symlink():
         atomic.rmtree(place)
     atomic.mkdir(place, 0o700)
@@ -495,7 +497,7 @@ def _clear(place: Path) -> None:
     for name in sorted(
         names, key=lambda name: name != DONE
     ):  # from here on the layer is unfinished
-        if name != SPOOL:
+        if name not in {SPOOL, RANGES}:
             atomic.rmtree(place / name)
 
 

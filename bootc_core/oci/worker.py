@@ -367,7 +367,7 @@ class Worker:
         Raises:
             BootcError: with ``whole`` if the whole layer may be better: what was staged is to be cleared first.
         """
-        from bootc_core.oci import chunked
+        from bootc_core.oci import chunked, ranges
         from bootc_core.oci.download import Download
 
         pool, meter = self._line(job)
@@ -377,8 +377,13 @@ class Worker:
         toc, digest, split = told["positions"]
         where = chunked.Positions(tuple(toc), digest, tuple(split))
 
-        def fetch(start: int, end: int) -> Download:
+        kept = ranges.Ranges(layer, job["size"])
+
+        def download(start: int, end: int) -> Download:
             return Download(job, start, pool, meter, end=end)
+
+        def fetch(start: int, end: int) -> ranges.Range:
+            return ranges.Range(kept, start, end, download)
 
         try:
             source = chunked.Layer(
@@ -386,7 +391,9 @@ class Worker:
             )
         except (chunked.NotWorthwhile, BootcError, OSError) as problem:
             if chunked.falls_back(problem):
+                kept.drop()
                 return None
+            kept.close()
             raise
         diff_check = Verifier(job["diff_id"], None, f"{job['what']}, uncompressed,")
         sink: Sink = make(layer, job["options"])
@@ -402,6 +409,7 @@ class Worker:
             source.close()
             sink.abort()
             if isinstance(problem, BootcError | OSError) and chunked.falls_back(problem):
+                kept.drop()
                 partly = ContentError(
                     f"{job['what']} cannot be fetched by the file",
                     reference="partial-pull",
@@ -409,7 +417,9 @@ class Worker:
                 )
                 partly.whole = True  # type: ignore[attr-defined] # read by failure()
                 raise partly from problem
+            kept.close()
             raise
+        kept.drop()
         return {
             "bytes": source.received,
             "bytes_uncompressed": splitter.bytes,

@@ -6,9 +6,11 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import random
 import re
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ import pytest
 import trio
 from support.faulty_http import Asked, FaultyServer, Peer
 
+from bootc_core import limits
 from bootc_core.errors import BootcError, ContentError
 from bootc_core.models.image import FetchedImage, HttpSource
 from bootc_core.models.oci import Descriptor
 from bootc_core.models.reference import ImageReference
 from bootc_core.oci import chunked
 from bootc_core.oci.importer import LayerJob, import_layers
+from bootc_core.oci.ranges import RANGES, Range, Ranges
 from bootc_core.testing.chunked import compress
 
 PREFIX = "io.github.containers.zstd-chunked."
@@ -89,6 +93,7 @@ def pull(
     annotations: dict[str, str],
     objects: Path,
     handler: Any = None,
+    stop: threading.Event | None = None,
 ) -> tuple[Any, int, FaultyServer]:
     descriptor = Descriptor(
         mediaType="application/vnd.oci.image.layer.v1.tar+zstd",
@@ -113,6 +118,15 @@ def pull(
         staging.mkdir(exist_ok=True)
 
         async def main() -> Any:
+            if stop is None:
+                return await run()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+                await trio.to_thread.run_sync(stop.wait, 60)
+                nursery.cancel_scope.cancel()
+            return None
+
+        async def run() -> Any:
             return await import_layers(
                 image,
                 [LayerJob(descriptor, digest(tar), "zstd")],
@@ -125,6 +139,8 @@ def pull(
             )
 
         results = trio.run(main)
+    if results is None:
+        return None, 0, server
     result = results[digest(tar)]
     return result, result.bytes_compressed, server
 
@@ -323,3 +339,128 @@ def test_chunks_end_where_the_next_begins():
     assert found == [(100, 150, 10), (150, 180, 8)]
     with pytest.raises(ContentError):
         chunked.parse_toc(json.dumps(table).encode(), None, 170)
+
+
+# --- interrupted ------------------------------------------------------------------------------------------------------------
+
+
+def counting(blob: bytes, sent: list[tuple[int, int]], after: int, stop: threading.Event) -> Any:
+    """Serves ranges slowly, notes what went out, and tells when ``after`` bytes did."""
+
+    def handler(peer: Peer, asked: Asked) -> None:
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", asked.header("range") or "")
+        assert wanted, "a range is asked for"
+        start, end = int(wanted[1]), int(wanted[2]) + 1
+        size = (
+            f"Content-Length: {end - start}\r\nContent-Range: bytes {start}-{end - 1}/{len(blob)}"
+        )
+        peer.send(f"HTTP/1.1 206 Part\r\n{size}\r\n\r\n".encode())
+        for place in range(start, end, 16384):
+            peer.send(blob[place : min(end, place + 16384)])
+            sent.append((place, min(end, place + 16384)))
+            if sum(last - first for first, last in sent) >= after:
+                stop.set()
+                stop_sending.wait(0.2)
+
+    stop_sending = threading.Event()
+    return handler
+
+
+def test_interrupted_pulls_fetch_nothing_twice(tmp_path):
+    dice = random.Random(5)
+    new = {**OLD, **{f"usr/lib/new-{number}": dice.randbytes(60_000) for number in range(14)}}
+    tar = archive(new)
+    blob, annotations = compress(tar)
+    objects = seeds(tmp_path, OLD)
+    sent: list[tuple[int, int]] = []
+    points = [300_000, 420_000, 700_000]
+    for point in points:
+        stop = threading.Event()
+        handler = counting(blob, sent, point, stop)
+        result, _, _ = pull(tmp_path, blob, tar, annotations, objects, handler, stop)
+        assert result is None
+        place = tmp_path / "staging" / digest(tar).partition(":")[2] / RANGES
+        assert place.stat().st_size > 0
+    never = threading.Event()
+    handler = counting(blob, sent, 10**9, never)
+    result, received, _ = pull(tmp_path, blob, tar, annotations, objects, handler)
+    assert result.sink["sha256"] == hashlib.sha256(tar).hexdigest()
+    assert not place.exists()
+    assert received < len(blob) * 0.5
+    covered = bytearray(len(blob))
+    for first, last in sent:
+        covered[first:last] = b"\1" * (last - first)
+    twice = sum(last - first for first, last in sent) - covered.count(1)
+    assert twice <= len(points) * limits.CHUNK_BYTES, f"{twice} bytes twice"
+
+
+@pytest.mark.parametrize("harm", ["cut", "zeros", "flip", "rubbish", "another blob"])
+def test_what_was_kept_is_damaged(tmp_path, harm):
+    """Records before the damage count, nothing after; where even the sum is right, the diffID finds it and all is fetched."""
+    tar = archive(NEW)
+    blob, annotations = compress(tar)
+    place = tmp_path / "staging" / digest(tar).partition(":")[2]
+    place.mkdir(parents=True)
+    directory = os.open(place, os.O_RDONLY)
+    kept = Ranges(directory, len(blob))
+    for start in range(0, len(blob) - 4096, 4096):
+        data = blob[start : start + 4096] if harm != "another blob" else bytes(4096)
+        kept.add(start, memoryview(data))
+    kept.close()
+    os.close(directory)
+    path = place / RANGES
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    if harm == "cut":
+        del data[middle:]
+    elif harm == "zeros":
+        data[middle:] = bytes(len(data) - middle)
+    elif harm == "flip":
+        data[middle] ^= 1
+    elif harm == "rubbish":
+        data = bytearray(b"rubbish" * 1000)
+    path.write_bytes(data)
+    result, received, server = pull(tmp_path, blob, tar, annotations, seeds(tmp_path, OLD))
+    assert result.sink["sha256"] == hashlib.sha256(tar).hexdigest()
+    if harm == "another blob":
+        assert received == len(blob)
+    else:
+        assert received < len(blob)
+    assert server.requests
+
+
+def test_pieces_that_are_kept(tmp_path):
+    blob = random.Random(1).randbytes(50_000)
+    directory = os.open(tmp_path, os.O_RDONLY)
+    asked: list[tuple[int, int]] = []
+
+    class Source(io.BytesIO):
+        pass
+
+    def fetch(start: int, end: int) -> Any:
+        asked.append((start, end))
+        return Source(blob[start:end])
+
+    def read(kept: Ranges, start: int, end: int, most: int) -> bytes:
+        found = bytearray()
+        source = Range(kept, start, end, fetch)
+        view = memoryview(bytearray(most))
+        while (count := source.readinto(view)) and len(found) < end - start:
+            found += view[:count]
+        source.close()
+        return bytes(found)
+
+    kept = Ranges(directory, len(blob))
+    assert read(kept, 10_000, 20_000, 700) == blob[10_000:20_000]
+    assert read(kept, 30_000, 30_001, 700) == blob[30_000:30_001]
+    kept.close()
+    again = Ranges(directory, len(blob))
+    asked.clear()
+    assert read(again, 5_000, 35_000, 999) == blob[5_000:35_000]
+    assert asked == [(5_000, 10_000), (20_000, 30_000), (30_001, 35_000)]
+    asked.clear()
+    assert read(again, 0, 50_000, 1 << 20) == blob
+    assert asked == [(0, 5_000), (35_000, 50_000)]
+    again.drop()
+    assert list(tmp_path.iterdir()) == []
+    os.close(directory)
