@@ -9,6 +9,7 @@
     [network]
     max-rate = "5M"                  # bytes a second of all downloads together, or a number
     max-bytes = "2G"                 # bytes of layers that one run may fetch; the next goes on from there
+    seeds = ["/srv/trees/*"]         # directories (patterns) with files that an update may share; default: podman's storage
     on-metered = "refuse"            # or "ignore": whether updates wait while NetworkManager calls the line metered
 
     [plugins]
@@ -53,6 +54,10 @@ class Config:
     max_rate: int | None = None
     max_bytes: int | None = None
     on_metered: str = "ignore"
+    seeds: tuple[str, ...] = (
+        "/var/lib/containers/storage/overlay/*/diff",
+        "/var/lib/containers/storage/vfs/dir/*",
+    )
     sources: dict[str, str] = field(default_factory=dict)
 
 
@@ -63,6 +68,7 @@ _KEYS = {
     "network.max-rate": ("max_rate", "an amount"),
     "network.max-bytes": ("max_bytes", "an amount"),
     "network.on-metered": ("on_metered", "ignore or refuse"),
+    "network.seeds": ("seeds", "a list of strings"),
     "plugins.blocked": ("blocked", "a list of strings"),
     "plugins.in-process": ("in_process", "a list of strings"),
     "plugins.fail-open": ("fail_open", "a list of strings"),

@@ -8,6 +8,7 @@ from bootc_core import process
 from bootc_core.config import Config
 from bootc_core.errors import TransportError, UnsupportedEnvironmentError
 from bootc_core.net import budget
+from bootc_core.oci import chunked
 
 _METERED = {"1", "3"}  # NMMetered: yes, guess-yes
 _ASK = (
@@ -44,6 +45,7 @@ def install(arguments: argparse.Namespace, settings: Config) -> None:
             found=f"on-metered = refuse in {settings.sources.get('network.on-metered', 'the settings')}",
             hint="wait for another network, or give --allow-metered",
         )
+    chunked.PLACES.set(settings.seeds)
     limited = rate is not None or most is not None
     budget.CURRENT.set(budget.TransferLimits.make(rate, most) if limited else None)
 

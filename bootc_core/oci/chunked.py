@@ -24,6 +24,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +42,9 @@ _WORTH: Final = 0.8  # of the blob; beyond it the whole blob is simpler
 _RECORD: Final = struct.Struct(">QB")
 _NAME_BYTES: Final = 151
 RECORD_BYTES: Final = _RECORD.size + _NAME_BYTES
+
+PLACES: Final[ContextVar[tuple[str, ...]]] = ContextVar("bootc-seed-places", default=())
+"""Patterns of further directories with files that a layer may share, for the running command."""
 
 
 class NotWorthwhile(Exception):
@@ -127,7 +131,8 @@ class Seeds:
         self._table = mmap.mmap(table, size, prot=mmap.PROT_READ) if size else b""
         self._count = size // RECORD_BYTES
         self._directories = directories
-        self._known: dict[int, dict[bytes, tuple[int, str]]] = {}
+        # by size: what was hashed so far, and the record to go on from
+        self._known: dict[int, tuple[dict[bytes, tuple[int, str]], int]] = {}
 
     def _size(self, number: int) -> int:
         start = number * RECORD_BYTES
@@ -135,16 +140,18 @@ class Seeds:
         return size
 
     def find(self, digest: bytes, size: int) -> tuple[int, str] | None:
-        """Directory descriptor and name of a file with that content, or None."""
-        if size not in self._known:
-            self._known[size] = {}
-            number = bisect.bisect_left(range(self._count), size, key=self._size)
-            while number < self._count and self._size(number) == size:
-                self._look(number, size)
-                number += 1
-        return self._known[size].get(digest)
+        """Directory descriptor and name of a file with that content, or None; no more is hashed than that takes."""
+        known, number = self._known.get(size) or (
+            {},
+            bisect.bisect_left(range(self._count), size, key=self._size),
+        )
+        while digest not in known and number < self._count and self._size(number) == size:
+            self._look(known, number, size)
+            number += 1
+        self._known[size] = known, number
+        return known.get(digest)
 
-    def _look(self, number: int, size: int) -> None:
+    def _look(self, known: dict[bytes, tuple[int, str]], number: int, size: int) -> None:
         record = self._table[number * RECORD_BYTES : (number + 1) * RECORD_BYTES]
         directory = self._directories[record[8]]
         name = os.fsdecode(bytes(record[_RECORD.size :]).rstrip(b"\0"))
@@ -154,7 +161,7 @@ class Seeds:
                 hasher.update(piece)
         except OSError:
             return
-        self._known[size].setdefault(hasher.digest(), (directory, name))
+        known.setdefault(hasher.digest(), (directory, name))
 
 
 def read_file(directory: int, name: str, size: int) -> Iterator[bytes]:

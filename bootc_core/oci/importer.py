@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import array
 import fcntl
+import glob
 import importlib.util
 import json
 import logging
@@ -31,7 +32,7 @@ import stat
 import subprocess
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ async def import_layers(
             if any(
                 chunked.positions(job.descriptor.annotations, job.descriptor.size) for job in queue
             ):
-                run.seeds = _Seeds(stack, staging, pass_directories)
+                run.seeds = _Seeds(stack, staging, pass_directories, queue)
             async with trio.open_nursery() as beside:
                 if queue:
                     beside.start_soon(medium.write_back, staging)
@@ -192,16 +193,27 @@ def _open_directories(
 
 
 class _Seeds:
-    """Local content that layers with a table of contents may share: the repository's objects, those of an interrupted pull.
+    """Local content that layers with a table of contents may share.
 
-    The table is a memory file; both are closed with ``stack``.
+    The repository's objects, those of other pulls that were interrupted, and whatever ``chunked.PLACES`` names. The table is a
+    memory file; all are closed with ``stack``.
     """
 
-    def __init__(self, stack: AsyncExitStack, staging: Path, passed: Mapping[str, Path]) -> None:
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        staging: Path,
+        passed: Mapping[str, Path],
+        queue: Iterable[LayerJob],
+    ) -> None:
         places = [path for name, path in passed.items() if name == _OBJECTS and path.is_dir()]
+        begun = {job.diff_id.partition(":")[2] for job in queue}  # cleared when they begin again
         places += sorted(
-            path for path in staging.glob(f"*/{_OBJECTS}") if (path.parent / DONE).exists()
+            path
+            for path in staging.glob(f"*/{_OBJECTS}")
+            if (path.parent / DONE).exists() or path.parent.name not in begun
         )
+        places += _elsewhere_on_the_host()
         places = places[: limits.SEEDS]
         table = chunked.list_seeds(places, _SEED_BYTES)
         self._table = os.memfd_create("bootc-seeds", os.MFD_CLOEXEC)
@@ -230,6 +242,18 @@ class _Seeds:
             "table": self._table,
             "directories": self.directories,
         }
+
+
+def _elsewhere_on_the_host() -> list[Path]:
+    """Directories that ``chunked.PLACES`` names, the newest first."""
+    found = []
+    for pattern in chunked.PLACES.get():
+        for place in glob.iglob(pattern):  # noqa: PTH207 - the pattern is absolute
+            with suppress(OSError):
+                about = os.stat(place)
+                if stat.S_ISDIR(about.st_mode):
+                    found.append((about.st_mtime, place))
+    return [Path(place) for _, place in sorted(found, reverse=True)]
 
 
 def _foremost(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -394,6 +394,51 @@ def test_interrupted_pulls_fetch_nothing_twice(tmp_path):
     assert twice <= len(points) * limits.CHUNK_BYTES, f"{twice} bytes twice"
 
 
+@pytest.mark.parametrize("where", ["podman", "another pull", "the layer's own staging"])
+def test_files_from_elsewhere_on_the_host(tmp_path, where):
+    """Podman's storage, and what a pull of another image left; not what is cleared when this layer begins."""
+    tar = archive(NEW)
+    blob, annotations = compress(tar)
+    if where == "podman":
+        seeds(tmp_path / "overlay/l1/diff/usr/lib", OLD)
+        (tmp_path / "overlay/l1/link").write_text("ABC")
+    else:
+        own = where != "another pull"
+        name = digest(tar).partition(":")[2] if own else hashlib.sha256(b"other").hexdigest()
+        seeds(tmp_path / "staging" / name, OLD)
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    token = chunked.PLACES.set((f"{tmp_path}/overlay/*/diff", "/nonexistent/*"))
+    try:
+        result, received, _ = pull(tmp_path, blob, tar, annotations, nothing)
+    finally:
+        chunked.PLACES.reset(token)
+    assert result.sink["sha256"] == hashlib.sha256(tar).hexdigest()
+    assert (received == len(blob)) == (where == "the layer's own staging")
+
+
+def test_no_more_is_hashed_than_it_takes(tmp_path):
+    """Files of one size are looked at one by one; what was hashed is remembered."""
+    contents = [bytes([number]) * 1000 for number in range(20)]
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number:02}").write_bytes(content)
+    table = os.memfd_create("seeds")
+    os.write(table, chunked.list_seeds([tmp_path], 65))
+    directory = os.open(tmp_path, os.O_RDONLY)
+    found = chunked.Seeds(table, [directory])
+    for number in range(10, 20):
+        (tmp_path / f"{number:02}").unlink()
+    for number in (3, 1, 9):
+        assert found.find(hashlib.sha256(contents[number]).digest(), 1000) == (
+            directory,
+            f"{number:02}",
+        )
+    assert found.find(hashlib.sha256(b"x").digest(), 1000) is None
+    assert found.find(hashlib.sha256(b"x").digest(), 999) is None
+    os.close(directory)
+    os.close(table)
+
+
 @pytest.mark.parametrize("harm", ["cut", "zeros", "flip", "rubbish", "another blob"])
 def test_what_was_kept_is_damaged(tmp_path, harm):
     """Records before the damage count, nothing after; where even the sum is right, the diffID finds it and all is fetched."""
