@@ -291,7 +291,8 @@ class Worker:
         if network:
             import bootc_core.oci.download
         if job.get("chunked"):
-            import bootc_core.oci.chunked  # noqa: F401
+            import bootc_core.oci.chunked
+            import bootc_core.oci.ranges  # noqa: F401
         missing = sandbox.enter(
             [job["staging"]],
             job.get("readable") or (),
