@@ -121,6 +121,7 @@ def test_n02_n22_pulls_through_faults_succeed(served, tmp_path):
         f"\n{PULLS} of {PULLS} pulls, {whole >> 20} MiB, {100 * twice / whole:.2f} % twice, {dict(proxy.seen)}"
     )
     assert proxy.seen["errors"] >= PULLS // 2
+    assert proxy.seen["wrong ranges"] >= PULLS // 25
     assert not proxy.leaks
     assert SECRET not in logs
     assert AUTHORIZATION.partition(" ")[2] not in logs

@@ -30,7 +30,7 @@ class Faults:
     errors: float = 0.20
     resets: float = 0.05
     stalls: float = 0.10
-    ranges: float = 0.10
+    ranges: float = 0.40  # of the requests that name one
     redirects: float = 0.20
     stall_s: float = 1.0
     pace_bytes_per_s: float | None = None
