@@ -144,7 +144,6 @@ def label(root: Node, repo: Repo) -> None:
     Raises:
         ContentError: the policy cannot be used.
     """
-    before = {id(node): node.xattrs for node in _files(root)}
 
     def read_file(node: Node) -> bytes:
         return repo.read_file(node.object or b"") if node.object is not None else node.inline or b""
@@ -152,6 +151,7 @@ def label(root: Node, repo: Repo) -> None:
     policy = selinux.load_policy(root, read_file)
     if policy is None:
         return
+    before = {id(node): node.xattrs for node in _files(root)}
     selinux.label(root, policy)
     _end_labels(root)
     for node in _files(root):

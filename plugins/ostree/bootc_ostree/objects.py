@@ -54,9 +54,27 @@ def _common_header(uid: int, gid: int, mode: int, xattrs: tuple[tuple[bytes, byt
 
 
 def symlink_checksum(uid: int, gid: int, target: bytes, xattrs: Xattrs = ()) -> bytes:
-    """Checksum of a symbolic link."""
-    header = file_header(uid, gid, stat.S_IFLNK | 0o777, target.decode("utf-8"), xattrs)
-    return hashlib.sha256(header).digest()
+    """Checksum of a symbolic link.
+
+    Raises:
+        UnicodeDecodeError: the target is not UTF-8.
+    """
+    target.decode("utf-8")
+    pairs = tuple(xattrs)
+    if pairs:
+        header = _header(uid, gid, stat.S_IFLNK | 0o777, target.decode("utf-8"), pairs)
+        return hashlib.sha256(header).digest()
+    # (uuuusa(ayay)) written out, since an image has thousands: four numbers, text, end of the text
+    body = _link_numbers(uid, gid) + target + b"\0"
+    width = 1 if len(body) + 1 < 1 << 8 else 2
+    # the array of attributes, empty, begins at a multiple of its alignment, which is 1
+    variant = body + len(body).to_bytes(width, "little")
+    return hashlib.sha256(len(variant).to_bytes(4, "big") + bytes(4) + variant).digest()
+
+
+@lru_cache(maxsize=256)
+def _link_numbers(uid: int, gid: int) -> bytes:
+    return b"".join(number.to_bytes(4, "big") for number in (uid, gid, stat.S_IFLNK | 0o777, 0))
 
 
 def dirmeta(uid: int, gid: int, mode: int, xattrs: Xattrs = ()) -> bytes:
