@@ -74,7 +74,9 @@ def test_the_deployment_is_the_image(tmp_path: Path) -> None:
             if name not in theirs:
                 mine.pop(name, None)
         assert sorted(mine) == sorted(theirs), etc
-        different = {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+        different = {
+            name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]
+        }
         assert not different, f"{len(different)} differ: {list(different.items())[:4]}"
     assert any(record["xattrs"] for record in theirs.values()), "a file capability to compare"
     groups = {name: number for number, names in enumerate(deployed["links"]) for name in names}

@@ -118,7 +118,12 @@ async def stage(
         step("merging", "Merging layers")
         tree = LayerTree()
         trees: dict[str, tuple[LayerJob, Node]] = {}
-        for number, job in enumerate(imported.jobs, 1):
+        refs: list[tuple[str, str]] = []
+        base_commit = None
+        if imported.native:
+            base_commit, carried, refs = await imported.base()
+            compose.apply(tree, carried, f"the commit in {fetched.requested.display()}")
+        for number, job in enumerate(imported.jobs[imported.native :], imported.native + 1):
             members = await imported.members(job)
             compose.apply(tree, members, f"layer {number} of {fetched.requested.display()}")
             if repo.read_ref(layers.blob_ref(job.descriptor)) is None:
@@ -126,7 +131,8 @@ async def stage(
         root = tree.root
         compose.check(root)
         find_kernel(root)
-        compose.label(root, repo)
+        if imported.native < len(imported.jobs):  # else all has the labels of the commit
+            compose.label(root, repo)
         keeps_var = at_least(*VAR_FROM_COMMIT)
         var = compose.transform(root, keeps_var=keeps_var)
         compose.finish(root)
@@ -135,7 +141,6 @@ async def stage(
         )  # before a ref names an image that is refused
         await trio.lowlevel.checkpoint()
         step("committing", "Writing commits")
-        refs: list[tuple[str, str]] = []
         for job, layer in trees.values():
             compose.transform(layer, keeps_var=keeps_var)
             commit = repo.commit(layer, {"ostree.importer.version": IMPORTER}, 0)
@@ -146,7 +151,7 @@ async def stage(
             "ostree.container.image-config": fetched.config_document.raw.decode("utf-8"),
             "ostree.importer.version": IMPORTER,
         }
-        commit = repo.commit(root, metadata, _created(fetched))
+        commit = repo.commit(root, metadata, _created(fetched), base_commit)
         imported.remember()
         await trio.lowlevel.checkpoint()
         atomic.syncfs(repo.path)

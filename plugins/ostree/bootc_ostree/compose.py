@@ -18,7 +18,8 @@ from bootc_core.oci.layers import LayerTree
 from bootc_ostree import objects
 from bootc_ostree.repo import Member, Repo
 
-_EMPTIED: Final = (b"run", b"tmp", b"proc", b"sys", b"dev")  # mounted over in the booted system
+# mounted over in the booted system; in /sysroot of images that carry a commit is a repository
+_EMPTIED: Final = (b"run", b"tmp", b"proc", b"sys", b"dev", b"sysroot")
 _INJECTED: Final = (b"hostname", b"resolv.conf")  # empty ones in /etc come from container engines
 
 

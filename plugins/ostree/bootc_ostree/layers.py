@@ -1,6 +1,7 @@
 """From an image's layers to objects of the repository: what is there already, what has to be fetched, publishing.
 
-    known      bootc/cache/ostree/DIFFID.entries, or the commit of the blob's ref (a host of the original), with all its objects
+    known      bootc/cache/ostree/DIFFID.entries, or the commit of the blob's ref (a host of the original, or a layer that carries
+               objects of a commit, see ``native``), with all its objects
     staged     bootc/spool/ostree-DIGEST/DIFFID/, whole, from this run or an interrupted one
     missing    fetched by the import pipeline into such a directory
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,7 +22,7 @@ from typing import Final
 import trio
 
 from bootc_core import limits
-from bootc_core.errors import BootcError, StorageError, printable
+from bootc_core.errors import BootcError, ContentError, StorageError, printable
 from bootc_core.fs import atomic
 from bootc_core.hooks.specs import Emit
 from bootc_core.models import events
@@ -28,12 +30,14 @@ from bootc_core.models.context import Context
 from bootc_core.models.image import FetchedImage
 from bootc_core.models.oci import LAYER_TYPES, Descriptor
 from bootc_core.models.sysroot import Sysroot
+from bootc_core.models.tree import Node
 from bootc_core.oci import medium
 from bootc_core.oci.importer import LayerJob, import_layers
-from bootc_ostree import objects, sink
+from bootc_ostree import native, objects, sink
 from bootc_ostree.repo import BLOBS, Member, Repo, read_entries
 
 _SINK: Final = "bootc_ostree.sink:OstreeSink"
+_NATIVE_SINK: Final = "bootc_ostree.native:NativeSink"
 _DIGEST_BYTES: Final = 32
 _CHECKPOINT: Final = 500  # durable steps between two chances to be cancelled
 _RESERVE_PERCENT: Final = 3  # libostree's own default of min-free-space-percent
@@ -53,6 +57,7 @@ class Imported:
     repo: Repo
     jobs: tuple[LayerJob, ...]
     present: dict[str, list[Member]]
+    native: int = 0  # so many of the jobs carry the commit that the others are put over
     staged: dict[str, Path] = field(default_factory=dict)
     bytes_new: int = 0
     _notes: dict[str, tuple[int, int]] = field(default_factory=dict)  # CRC-32, bytes
@@ -92,13 +97,85 @@ class Imported:
                 await trio.lowlevel.checkpoint()
         return found
 
+    async def base(self) -> tuple[str, list[Member], list[tuple[str, str]]]:
+        """The commit that the lowest layers carry, all its objects with their names; its members; refs that keep these layers.
+
+        Raises:
+            ContentError: there is no commit in them, or not all of it.
+            StorageError: a name did not take effect, or a list is damaged.
+        """
+        refs: list[tuple[str, str]] = []
+        found = ""
+        members = self.present.get(self.jobs[0].diff_id)
+        for job in self.jobs[: self.native]:
+            ref = blob_ref(job.descriptor)
+            place = self.staged.get(job.diff_id)
+            commit = self.repo.read_ref(ref) or ""
+            if place is not None:
+                commit = await self._publish_objects(place)
+                refs.append((ref, commit))
+            found = found or commit
+        try:
+            members = members or list(self.repo.layer_members(found))
+        except StorageError as problem:
+            raise ContentError(
+                "the image's layers do not carry the whole ostree commit that they announce",
+                reference="bad-object",
+                expected="a commit in the first layer, and its trees and contents in it and the next ones",
+                found=problem.message,
+                hint="build the image again; nothing of it boots",
+                catalogue="INT",
+            ) from None
+        return found, members, refs
+
+    async def _publish_objects(self, place: Path) -> str:
+        """Name what a layer with objects brought; the commit that keeps them."""
+        contents: dict[str, bytes] = {}
+        commit = ""
+        waiting = set(os.listdir(place / sink.OBJECTS))
+        for number, member in enumerate(read_entries(place / sink.ENTRIES)):
+            checksum, _, kind = member.entry.path.decode().partition(".")
+            staged = place / sink.OBJECTS / member.entry.path.decode()
+            if kind in native.METADATA:
+                with atomic.mapped("read", staged):
+                    data = staged.read_bytes()
+                if kind == "commitmeta":
+                    detached = self.repo.object_path(checksum, kind)
+                    if not detached.exists():
+                        self.repo.make_directory(checksum)
+                        atomic.write_file(detached, data, sync=False)
+                else:
+                    self.repo.put_object(data, kind)
+                if kind == "commit":
+                    commit = checksum
+            elif member.checksum is None:
+                entry = member.entry
+                node = Node(
+                    stat.S_IFLNK | 0o777,
+                    entry.uid,
+                    entry.gid,
+                    xattrs=entry.xattrs,
+                    inline=entry.linkname,
+                )
+                contents[checksum] = self.repo.put_symlink(node)
+            else:
+                if checksum in waiting:
+                    self.repo.publish(f"{place}/{sink.OBJECTS}/{checksum}", checksum)
+                    waiting.discard(checksum)
+                contents[checksum] = bytes.fromhex(checksum)
+            if number % _CHECKPOINT == 0:
+                await trio.lowlevel.checkpoint()
+        return commit or self.repo.commit_objects(contents)
+
     def remember(self) -> None:
         """Put the lists of new layers into the cache, unsynced."""
-        if not self.staged:
+        carrying = {job.diff_id for job in self.jobs[: self.native]}
+        staged = {key: place for key, place in self.staged.items() if key not in carrying}
+        if not staged:
             return
         for parent in (self.repo.cache.parent, self.repo.cache):
             atomic.mkdir(parent, 0o755)
-        for diff_id, place in self.staged.items():
+        for diff_id, place in staged.items():
             with atomic.mapped("read", place):
                 data = (place / sink.ENTRIES).read_bytes()
             atomic.write_file(self.repo.entries_path(diff_id), data, sync=False)
@@ -133,6 +210,19 @@ def _known(repo: Repo, job: LayerJob) -> list[Member] | None:
     if all(member.checksum is None or repo.has_file(member.checksum) for member in members):
         return members
     return None
+
+
+def _known_objects(repo: Repo, job: LayerJob, *, has_commit: bool) -> list[Member] | None:
+    """The same for a layer that carries objects: the members of the commit in it; none for one without commit."""
+    commit = repo.read_ref(blob_ref(job.descriptor))
+    if commit is None:
+        return None
+    try:
+        if has_commit:
+            return list(repo.layer_members(commit))
+        return [] if all(map(repo.has_file, repo.list_files(commit, ""))) else None
+    except BootcError:
+        return None
 
 
 def reserve(config: str, total: int) -> int:
@@ -214,9 +304,15 @@ async def import_missing(
         for layer, diff_id in zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True)
     )
     distinct = {job.diff_id: job for job in jobs}
+    lowest = native.count(image)
+    carrying = {job.diff_id for job in jobs[:lowest]}
     present: dict[str, list[Member]] = {}
     for diff_id, job in distinct.items():
-        if (members := _known(repo, job)) is not None:
+        carries = diff_id in carrying
+        members = (
+            _known_objects(repo, job, has_commit=job is jobs[0]) if carries else _known(repo, job)
+        )
+        if members is not None:
             present[diff_id] = members
     missing = [job for diff_id, job in distinct.items() if diff_id not in present]
     needed = sum(job.descriptor.size for job in missing)
@@ -230,7 +326,7 @@ async def import_missing(
             bytes_needed=needed,
         )
     )
-    imported = Imported(repo, jobs, present)
+    imported = Imported(repo, jobs, present, lowest)
     if not missing:
         return imported
     staging = spool(sysroot, image)
@@ -238,19 +334,25 @@ async def import_missing(
         atomic.mkdir(directory, 0o700)
     for job in missing:
         _drop_incomplete(repo, staging / job.diff_id.rpartition(":")[2])
-    results = await import_layers(
-        image,
-        missing,
-        sink=_SINK,
-        sink_options={},
-        staging=staging,
-        pass_directories={sink.OBJECTS: repo.objects},
-        emit=emit,
-        transaction=context.transaction,
-    )
-    for diff_id, result in results.items():
-        imported.staged[diff_id] = staging / diff_id.rpartition(":")[2]
-        size = int(result.sink.get("bytes_new", 0))
-        imported._notes[diff_id] = int(result.sink.get("crc", 0)), size
-        imported.bytes_new += size
+    for name, wanted in (
+        (_NATIVE_SINK, [job for job in missing if job.diff_id in carrying]),
+        (_SINK, [job for job in missing if job.diff_id not in carrying]),
+    ):
+        if not wanted:
+            continue
+        results = await import_layers(
+            image,
+            wanted,
+            sink=name,
+            sink_options={},
+            staging=staging,
+            pass_directories={sink.OBJECTS: repo.objects},
+            emit=emit,
+            transaction=context.transaction,
+        )
+        for diff_id, result in results.items():
+            imported.staged[diff_id] = staging / diff_id.rpartition(":")[2]
+            size = int(result.sink.get("bytes_new", 0))
+            imported._notes[diff_id] = int(result.sink.get("crc", 0)), size
+            imported.bytes_new += size
     return imported

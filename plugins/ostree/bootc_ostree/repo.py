@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bootc_core import limits
-from bootc_core.errors import StorageError, printable
+from bootc_core.errors import ContentError, StorageError, printable
 from bootc_core.fs import atomic
 from bootc_core.models.tree import Node, Xattrs
 from bootc_core.oci.tar import DIRECTORY, REGULAR, SYMLINK, TarEntry
@@ -113,7 +113,7 @@ class Repo:
         path = f"{self._objects}/{checksum[:2]}/{checksum[2:]}.{kind}"
         if checksum in self._put or os.path.lexists(path):
             return checksum
-        self._directory(checksum)
+        self.make_directory(checksum)
         atomic.announce("write", path)
         temporary = self._temporary(checksum)
         with atomic.mapped("write", path):
@@ -136,7 +136,8 @@ class Repo:
         self._number += 1
         return f"{self._objects}/{checksum[:2]}/.bootc-tmp-{os.getpid():x}-{self._number:x}"
 
-    def _directory(self, checksum: str) -> None:
+    def make_directory(self, checksum: str) -> None:
+        """Make the directory of an object."""
         if checksum[:2] not in self._made:
             atomic.mkdir(self.objects / checksum[:2], 0o775)
             self._made.add(checksum[:2])
@@ -151,7 +152,7 @@ class Repo:
 
     def publish(self, source: str, checksum: str) -> None:
         """Give the staged file ``source`` its name; owner, mode and attributes are on it."""
-        self._directory(checksum)
+        self.make_directory(checksum)
         atomic.rename(source, f"{self._objects}/{checksum[:2]}/{checksum[2:]}.file")
 
     def read_file(self, checksum: bytes) -> bytes:
@@ -169,7 +170,7 @@ class Repo:
         header = objects.file_header(node.uid, node.gid, node.mode, "", node.xattrs)
         name = hashlib.sha256(header + data).digest()
         if not self.has_file(name.hex()):
-            self._directory(name.hex())
+            self.make_directory(name.hex())
             path = self.object_path(name.hex(), "file")
             temporary = path.with_name(atomic.temporary_name("file"))
             with atomic.mapped("write", path):
@@ -193,7 +194,7 @@ class Repo:
             name = hasher.digest()
             if self.has_file(name.hex()):
                 return name
-            self._directory(name.hex())
+            self.make_directory(name.hex())
             path = self.object_path(name.hex(), "file")
             temporary = path.with_name(atomic.temporary_name("file"))
             with atomic.mapped("write", path):
@@ -233,7 +234,7 @@ class Repo:
                 inner, about = self.write_tree(child)
                 directories.append((name, bytes.fromhex(inner), bytes.fromhex(about)))
             elif stat.S_ISLNK(child.mode):
-                files.append((name, self._put_symlink(child)))
+                files.append((name, self.put_symlink(child)))
             else:
                 files.append((name, child.object or self.put_file(child.inline or b"", child)))
         listing = objects.dirtree(files, directories)
@@ -243,13 +244,14 @@ class Repo:
             meta = self._metas[key] = self.put_object(objects.dirmeta(*key), "dirmeta")
         return self.put_object(listing, "dirtree"), meta
 
-    def _put_symlink(self, node: Node) -> bytes:
+    def put_symlink(self, node: Node) -> bytes:
+        """Store a symbolic link, unsynced; its checksum."""
         target = node.inline or b""
         checksum = objects.symlink_checksum(node.uid, node.gid, target, node.xattrs)
         name = checksum.hex()
         path = f"{self._objects}/{name[:2]}/{name[2:]}.file"
         if not os.path.lexists(path):
-            self._directory(name)
+            self.make_directory(name)
             temporary = self._temporary(name)
             with atomic.mapped("write", path):
                 os.symlink(os.fsdecode(target), temporary)  # noqa: PTH211 - thousands of them
@@ -271,6 +273,13 @@ class Repo:
             timestamp=timestamp,
             parent=bytes.fromhex(parent or ""),
         )
+        return self.put_object(data, "commit")
+
+    def commit_objects(self, contents: dict[str, bytes]) -> str:
+        """Store a commit whose tree lists content objects under their checksums; its own checksum. Unsynced."""
+        tree = self.put_object(objects.dirtree(list(contents.items()), []), "dirtree")
+        meta = self.put_object(objects.dirmeta(0, 0, stat.S_IFDIR | 0o755), "dirmeta")
+        data = objects.commit(bytes.fromhex(tree), bytes.fromhex(meta), metadata={}, timestamp=0)
         return self.put_object(data, "commit")
 
     def read_commit(self, checksum: str) -> dict[str, Any]:
@@ -395,16 +404,27 @@ class Repo:
 
         Raises:
             StorageError: an object is missing or damaged.
+            ContentError: names that no directory can have, or more than an image may have.
         """
         data = self.read_commit(commit)
         todo = [("", data["tree"].hex(), data["meta"].hex())]
+        count = 0
+        metas: dict[str, tuple[int, int, int, Xattrs]] = {}
+        trees: dict[str, tuple[list[tuple[str, bytes]], list[tuple[str, bytes, bytes]]]] = {}
         while todo:
             path, tree, meta = todo.pop()
-            try:
-                uid, gid, mode, xattrs = objects.parse_dirmeta(self.read_object(meta, "dirmeta"))
-                files, directories = objects.parse_dirtree(self.read_object(tree, "dirtree"))
+            try:  # a tree may be in many places
+                if meta not in metas:
+                    metas[meta] = objects.parse_dirmeta(self.read_object(meta, "dirmeta"))
+                if tree not in trees:
+                    trees[tree] = objects.parse_dirtree(self.read_object(tree, "dirtree"))
             except ValueError as problem:
                 raise _damaged(tree, "dirtree", str(problem)) from None
+            uid, gid, mode, xattrs = metas[meta]
+            files, directories = trees[tree]
+            count += len(files) + len(directories)
+            names = [*(one[0] for one in files), *(one[0] for one in directories)]
+            _check_names(path, names, count)
             yield Member(
                 TarEntry(image_path(path), DIRECTORY, stat.S_IMODE(mode), uid, gid, xattrs=xattrs),
                 None,
@@ -457,6 +477,20 @@ def image_path(path: str) -> bytes:
         if path == place or path.startswith(f"{place}/"):
             return (name + path[len(place) :]).encode()
     return path.encode()
+
+
+def _check_names(path: str, names: list[str], count: int) -> None:
+    """Trees are shared, so that few objects may mean any number of names; and a name may be none."""
+    bad = next((name for name in names if name in {"", ".", ".."} or "/" in name), None)
+    if bad is not None or count > limits.ENTRIES or path.count("/") >= limits.DEPTH:
+        raise ContentError(
+            f"the commit's directory '{printable(path)}' cannot be deployed",
+            reference="limit-exceeded" if bad is None else "bad-member",
+            expected=f"proper names, at most {limits.ENTRIES} in {limits.DEPTH} levels",
+            found="more" if bad is None else printable(bad, 80),
+            hint="the image is damaged or hostile; nothing of it boots",
+            catalogue="LIM" if bad is None else "CON",
+        )
 
 
 def _damaged(checksum: str, kind: str, found: str) -> StorageError:

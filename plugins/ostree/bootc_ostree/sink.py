@@ -17,6 +17,7 @@ import json
 import os
 import stat
 import struct
+from collections.abc import Sequence
 from typing import Any, Final
 
 from bootc_core.errors import ContentError, StorageError, printable
@@ -115,8 +116,7 @@ class OstreeSink:
                 text(entry.linkname, "a link target"),
                 [
                     (name.decode("utf-8", "surrogateescape"), value.hex())
-                    for name, value in entry.xattrs
-                    if name != _LABEL
+                    for name, value in self._pairs(entry)
                 ],
                 checksum,
             ),
@@ -135,11 +135,15 @@ class OstreeSink:
             self._lines.clear()
             self._size = 0
 
+    def _pairs(self, entry: TarEntry) -> Sequence[tuple[bytes, bytes]]:
+        """The extended attributes that are kept."""
+        return [pair for pair in entry.xattrs if pair[0] != _LABEL] if entry.xattrs else ()
+
     def _header(self, entry: TarEntry) -> Any:
-        xattrs = [pair for pair in entry.xattrs if pair[0] != _LABEL]
-        return hashlib.sha256(
-            file_header(entry.uid, entry.gid, stat.S_IFREG | entry.mode, "", xattrs)
+        header = file_header(
+            entry.uid, entry.gid, stat.S_IFREG | entry.mode, "", self._pairs(entry)
         )
+        return hashlib.sha256(header)
 
     def _is_known(self, checksum: str) -> bool:
         if checksum in self._seen:
@@ -181,9 +185,8 @@ class OstreeSink:
         try:
             if entry.uid != self._uid or entry.gid != self._gid:
                 os.fchown(descriptor, entry.uid, entry.gid)
-            for name, value in entry.xattrs:
-                if name != _LABEL:
-                    os.setxattr(descriptor, name, value)
+            for name, value in self._pairs(entry):
+                os.setxattr(descriptor, name, value)
             os.fchmod(descriptor, entry.mode)
             os.utime(descriptor, ns=(0, 0))
         except OSError as problem:
@@ -269,35 +272,41 @@ class OstreeSink:
             return False
         try:
             return all(
-                _is_whole(line, objects, int(options[OBJECTS])) for line in data.splitlines()
+                cls._line_is_whole(json.loads(line), objects, int(options[OBJECTS]))
+                for line in data.splitlines()
             )
         except (OSError, ValueError):
             return False
         finally:
             os.close(objects)
 
+    @classmethod
+    def _line_is_whole(cls, line: list[Any], staged: int, known: int) -> bool:
+        _, _, mode, uid, gid, size, _, _, _, xattrs, checksum = line
+        if checksum is None:
+            return True
+        try:
+            descriptor = os.open(
+                checksum, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=staged
+            )
+        except FileNotFoundError:
+            found = os.stat(
+                f"{checksum[:2]}/{checksum[2:]}.file", dir_fd=known, follow_symlinks=False
+            )
+            expected = (size, uid, gid, stat.S_IFREG | mode)
+            return bool((found.st_size, found.st_uid, found.st_gid, found.st_mode) == expected)
+        pairs = [
+            (name.encode("utf-8", "surrogateescape"), bytes.fromhex(value))
+            for name, value in xattrs
+        ]
+        hasher = hashlib.sha256(file_header(uid, gid, stat.S_IFREG | mode, "", pairs))
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            while piece := file.read(_FLUSH):
+                hasher.update(piece)
+        return bool(hasher.hexdigest() == checksum)
+
 
 def _content(name: str, directory: int) -> bytes:
     descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
     with os.fdopen(descriptor, "rb") as file:
         return file.read()
-
-
-def _is_whole(line: bytes, staged: int, known: int) -> bool:
-    _, _, mode, uid, gid, size, _, _, _, xattrs, checksum = json.loads(line)
-    if checksum is None:
-        return True
-    try:
-        descriptor = os.open(checksum, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=staged)
-    except FileNotFoundError:
-        found = os.stat(f"{checksum[:2]}/{checksum[2:]}.file", dir_fd=known, follow_symlinks=False)
-        expected = (size, uid, gid, stat.S_IFREG | mode)
-        return bool((found.st_size, found.st_uid, found.st_gid, found.st_mode) == expected)
-    pairs = [
-        (name.encode("utf-8", "surrogateescape"), bytes.fromhex(value)) for name, value in xattrs
-    ]
-    hasher = hashlib.sha256(file_header(uid, gid, stat.S_IFREG | mode, "", pairs))
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        while piece := file.read(_FLUSH):
-            hasher.update(piece)
-    return bool(hasher.hexdigest() == checksum)
