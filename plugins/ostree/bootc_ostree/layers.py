@@ -91,7 +91,8 @@ class Imported:
         waiting = set(os.listdir(place / sink.OBJECTS))
         for number, member in enumerate(found):
             if member.checksum is not None and member.checksum in waiting:
-                self.repo.publish(f"{place}/{sink.OBJECTS}/{member.checksum}", member.checksum)
+                source = f"{place}/{sink.OBJECTS}/{member.checksum}"
+                self.repo.publish(source, member.checksum, member.entry)
                 waiting.discard(member.checksum)
             if number % _CHECKPOINT == 0:
                 await trio.lowlevel.checkpoint()
@@ -160,7 +161,8 @@ class Imported:
                 contents[checksum] = self.repo.put_symlink(node)
             else:
                 if checksum in waiting:
-                    self.repo.publish(f"{place}/{sink.OBJECTS}/{checksum}", checksum)
+                    source = f"{place}/{sink.OBJECTS}/{checksum}"
+                    self.repo.publish(source, checksum, member.entry)
                     waiting.discard(checksum)
                 contents[checksum] = bytes.fromhex(checksum)
             if number % _CHECKPOINT == 0:

@@ -32,7 +32,7 @@ from bootc_core.fs import atomic
 from bootc_core.models.tree import Node, Xattrs
 from bootc_core.oci.tar import DIRECTORY, REGULAR, SYMLINK, TarEntry
 from bootc_ostree import objects
-from bootc_ostree.sink import text
+from bootc_ostree.sink import has_other_owner, text
 from bootc_ostree.variant import decode, encode
 
 BLOBS: Final = "ostree/container/blob"
@@ -60,6 +60,7 @@ class Repo:
         self._put: set[str] = set()  # metadata objects
         self._metas: dict[tuple[int, int, int, Xattrs], str] = {}
         self._number = 0
+        self._uid, self._gid = os.geteuid(), os.getegid()
         self.heads = self.path / "refs/heads"
         self.cache = sysroot / "bootc/cache/ostree"
 
@@ -150,9 +151,17 @@ class Repo:
             return False
         return True
 
-    def publish(self, source: str, checksum: str) -> None:
-        """Give the staged file ``source`` its name; owner, mode and attributes are on it."""
+    def publish(self, source: str, checksum: str, entry: TarEntry) -> None:
+        """Give the staged file ``source`` its name, and before that what the worker could not: owner, attributes, mode."""
         self.make_directory(checksum)
+        if entry.xattrs or has_other_owner(entry, self._uid, self._gid):
+            with atomic.mapped("set owner, mode and attributes of", source):
+                descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    mode = stat.S_IFREG | entry.mode
+                    self._dress(descriptor, Node(mode, entry.uid, entry.gid, xattrs=entry.xattrs))
+                finally:
+                    os.close(descriptor)
         atomic.rename(source, f"{self._objects}/{checksum[:2]}/{checksum[2:]}.file")
 
     def read_file(self, checksum: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """What a worker does with a layer for an ostree repository: content objects named by ostree's checksum.
 
-    <staging>/objects/<hex>   regular files that the repository has not, with owner, mode and xattrs, of 1970 as ostree has them
+    <staging>/objects/<hex>   regular files that the repository has not, of 1970 as ostree has them; mode is on those without
+                              another owner or xattrs, which the parent gives them when it names them: it has the privileges
     <staging>/entries         one JSON list a member: path, type, mode, uid, gid, size, mtime, mtime_ns, link name, xattrs, checksum
     <staging>/checks          one record for each of those contents: checksum, size, CRC-32 (``bootc_core.fs.readback``)
 
@@ -45,6 +46,11 @@ def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def has_other_owner(entry: TarEntry, uid: int, gid: int) -> bool:
+    """Has the file of ``entry`` an owner that a process of that owner cannot give it?"""
+    return entry.uid != uid or entry.gid != gid
 
 
 def text(name: bytes, what: str) -> str:
@@ -181,17 +187,14 @@ class OstreeSink:
         self._note(entry, checksum)
 
     def _dress(self, descriptor: int, entry: TarEntry) -> None:
-        """Give a written file what is part of its checksum."""
+        """Give a written file the mode and time of its object; the parent gives it what takes privileges."""
         try:
-            if entry.uid != self._uid or entry.gid != self._gid:
-                os.fchown(descriptor, entry.uid, entry.gid)
-            for name, value in self._pairs(entry):
-                os.setxattr(descriptor, name, value)
-            os.fchmod(descriptor, entry.mode)
+            if not self._pairs(entry) and not has_other_owner(entry, self._uid, self._gid):
+                os.fchmod(descriptor, entry.mode)
             os.utime(descriptor, ns=(0, 0))
         except OSError as problem:
             raise StorageError(
-                f"cannot set owner, mode and attributes of '{printable(entry.path)}'",
+                f"cannot set mode and time of '{printable(entry.path)}'",
                 reference="io-error",
                 found=printable(str(problem)),
                 catalogue="ENV",

@@ -118,6 +118,7 @@ def test_every_file_of_a_deployment_is_the_images(system, tmp_path):
         "usr/bin/suid": images.File(b"s" * 4000, mode=0o4755, uid=7, gid=8),
         "usr/bin/hard": images.Hard("usr/bin/suid"),
         "usr/lib/attributed": images.File(b"a", xattrs={"user.note": "value"}),
+        "usr/lib/labelled": images.File(b"l", 0o750, xattrs={"security.selinux": "x:y:z:s0"}),
         "usr/lib/big": b"\x00\x01" * 500_000,
         "usr/lib/sticky": images.Dir(mode=0o1777, uid=3, gid=4),
         "usr/lib/link": images.Link("../bin/suid"),
