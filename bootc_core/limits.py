@@ -23,7 +23,7 @@ SETTINGS_FILE_BYTES: Final = 1 * MIB  # policy.json, auth.json, drop-ins, kargs.
 JSON_DEPTH: Final = 64  # nesting; deepest real document has 8
 JSON_DIGITS: Final = 19  # an integer fits in 64 bits
 SELINUX_CONTEXTS_BYTES: Final = 16 * MIB  # one file of an image's policy; real ones have half a MiB
-OSTREE_METADATA_BYTES: Final = 10 * MIB  # one commit, dirtree or dirmeta in a layer; libostree's own bound
+OSTREE_METADATA_BYTES: Final = 10 * MIB  # one commit or tree in a layer; libostree's bound
 OSTREE_XATTRS_BYTES: Final = 1 * MIB  # one list of attributes there; the original's bound
 ANNOTATION_BYTES: Final = 256 * KIB  # all labels or annotations of one document together
 
