@@ -129,7 +129,9 @@ def report(all_cases: dict[str, Case]) -> list[str]:
             def ratio(other: Case | None, what: str, mine: Case = ours) -> float:
                 theirs = other.runs if other else []
                 pairs = zip(mine.runs, theirs, strict=True)
-                return statistics.median(getattr(a, what) / getattr(b, what) for a, b in pairs)
+                return float(
+                    statistics.median(getattr(a, what) / getattr(b, what) for a, b in pairs)
+                )
 
             least = ratio(peers[0], "cpu")
             lines.append(
