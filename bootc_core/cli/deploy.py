@@ -254,6 +254,7 @@ def switch(arguments: argparse.Namespace) -> int:
             mode,
             reason=arguments.reason,
             override=arguments.override_holds,
+            retain=arguments.retain,
         ) as (run, host):
             target = plan.plan_switch(
                 reference,

@@ -107,6 +107,7 @@ async def transaction(
     *,
     reason: str = "",
     override: str = "",
+    retain: bool = False,
     install: Installation | None = None,
     quiet: bool = False,
 ) -> AsyncIterator[tuple[Transaction, HostStatus]]:
@@ -133,6 +134,7 @@ async def transaction(
         started_at=datetime.now(UTC),
         reason=reason,
         override=override,
+        retain=retain,
         install=install,
     )
     atomic.mkdir(sysroot.path)

@@ -99,6 +99,7 @@ class Context(Model):
         reason: free text of the administrator or of the timer.
         dry_run: nothing will be changed.
         resumed: an earlier run of the same purpose was interrupted.
+        retain: keep what only the reference that was followed before needs (``switch --retain``).
         override: why the administrator overrides holds (``--override-holds``); empty: holds count.
         verdicts: what gates answered so far in this transaction, in order.
         install: the sysroot is a new host's; None for a host that is there.
@@ -118,6 +119,7 @@ class Context(Model):
     reason: str = ""
     dry_run: bool = False
     resumed: bool = False
+    retain: bool = False
     override: str = ""
     verdicts: tuple[PriorVerdict, ...] = ()
     install: Installation | None = None

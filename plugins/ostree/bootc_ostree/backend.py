@@ -178,6 +178,7 @@ async def stage(
     if sysroot.live:
         step("deploying", "Checking out")
         name = _stage_live(sysroot, details)
+        _forget_refspec(context, sysroot, base)
         _announce(sysroot, fetched.digest)
     return StagedDeployment(
         backend="ostree", deployment_id=name, details=details, bytes_new=imported.bytes_new
@@ -188,6 +189,14 @@ def _next_serial(present: list[Present], stateroot: str, commit: str) -> int:
     """What libostree numbers the next deployment of a commit with."""
     mine = [one.serial for one in present if one.checksum == commit and one.stateroot == stateroot]
     return max(mine, default=-1) + 1
+
+
+def _forget_refspec(context: Context, sysroot: Sysroot, replaced: Present | None) -> None:
+    """A host that followed a branch of an ostree repository follows an image now: its branch goes, unless ``--retain``."""
+    if replaced is not None and not context.retain:
+        branch = state.refspec(sysroot, replaced)
+        if branch:
+            Repo(sysroot.path).remove_refspec(branch)
 
 
 def _open(sysroot: Sysroot) -> OstreeSysroot:
@@ -303,7 +312,10 @@ async def finalize(
         order += [
             one for one in present if one is merge or one.pinned or one.stateroot != stateroot
         ]
+        replaced = deployments(sysroot)[:1]
         handle.write_order(order)
+        for one in replaced:
+            _forget_refspec(context, sysroot, one)
     return BootPlan(effective=True)
 
 

@@ -12,9 +12,11 @@ in one of both places, or its layer is fetched again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -32,9 +34,10 @@ from bootc_core.models.oci import LAYER_TYPES, Descriptor
 from bootc_core.models.sysroot import Sysroot
 from bootc_core.models.tree import Node
 from bootc_core.oci import medium
+from bootc_core.oci import origin as origins
 from bootc_core.oci.importer import LayerJob, import_layers
 from bootc_ostree import native, objects, sink
-from bootc_ostree.repo import BLOBS, Member, Repo, read_entries
+from bootc_ostree.repo import BLOBS, IMAGES, Member, Repo, read_entries
 
 _SINK: Final = "bootc_ostree.sink:OstreeSink"
 _NATIVE_SINK: Final = "bootc_ostree.native:NativeSink"
@@ -183,8 +186,12 @@ class Imported:
             atomic.write_file(self.repo.entries_path(diff_id), data, sync=False)
 
 
-def known_members(repo: Repo, job: LayerJob) -> list[Member]:
+def known_members(
+    repo: Repo, job: LayerJob, others: Mapping[str, str] | None = None
+) -> list[Member]:
     """The members of a layer that the repository has; by its list, or by its commit where another program imported it.
+
+    ``others``: refs of layers by diffID, for one that is known in another compression.
 
     Raises:
         StorageError: neither is there, or it is damaged.
@@ -193,6 +200,8 @@ def known_members(repo: Repo, job: LayerJob) -> list[Member]:
     if path.is_file():
         return list(read_entries(path))
     commit = repo.read_ref(blob_ref(job.descriptor))
+    if commit is None and others and job.diff_id in others:
+        commit = repo.read_ref(others[job.diff_id])
     if commit is None:
         raise StorageError(
             f"the layer {printable(job.diff_id)} is not in the repository",
@@ -203,10 +212,26 @@ def known_members(repo: Repo, job: LayerJob) -> list[Member]:
     return list(repo.layer_members(commit))
 
 
-def _known(repo: Repo, job: LayerJob) -> list[Member] | None:
+def _refs_by_diff_id(repo: Repo) -> dict[str, str]:
+    """Refs of layers of all images in the repository, by diffID; what carries objects is left out."""
+    found: dict[str, str] = {}
+    for commit in set(repo.refs(IMAGES).values()):
+        with contextlib.suppress(BootcError, KeyError, TypeError):
+            metadata = repo.read_commit(commit)["metadata"]
+            config = origins.document(str(metadata["ostree.container.image-config"]).encode())
+            manifest = origins.document(str(metadata["ostree.manifest"]).encode())
+            diff_ids = list(config["rootfs"]["diff_ids"])
+            final = ((config.get("config") or {}).get("Labels") or {}).get(native.FINAL_LAYER)
+            first = diff_ids.index(final) + 1 if final in diff_ids else 0
+            for diff_id, layer in list(zip(diff_ids, manifest["layers"], strict=False))[first:]:
+                found[str(diff_id)] = f"{BLOBS}/{objects.escape_ref(str(layer['digest']))}"
+    return found
+
+
+def _known(repo: Repo, job: LayerJob, others: Mapping[str, str]) -> list[Member] | None:
     """The members of a layer that is there with all its objects. A damaged one does not count, so that it is fetched again."""
     try:
-        members = known_members(repo, job)
+        members = known_members(repo, job, others)
     except BootcError:
         return None
     if all(member.checksum is None or repo.has_file(member.checksum) for member in members):
@@ -308,11 +333,14 @@ async def import_missing(
     distinct = {job.diff_id: job for job in jobs}
     lowest = native.count(image)
     carrying = {job.diff_id for job in jobs[:lowest]}
+    others = _refs_by_diff_id(repo)
     present: dict[str, list[Member]] = {}
     for diff_id, job in distinct.items():
         carries = diff_id in carrying
         members = (
-            _known_objects(repo, job, has_commit=job is jobs[0]) if carries else _known(repo, job)
+            _known_objects(repo, job, has_commit=job is jobs[0])
+            if carries
+            else _known(repo, job, others)
         )
         if members is not None:
             present[diff_id] = members

@@ -392,6 +392,14 @@ class Repo:
                 break
             atomic.rmtree(parent)
 
+    def remove_refspec(self, refspec: str) -> None:
+        """Remove ``[REMOTE:]BRANCH``, which a deployment followed that was not from an image."""
+        remote, colon, branch = refspec.rpartition(":")
+        place = f"../remotes/{remote}/{branch}" if colon else branch
+        parts = [*remote.split("/"), *branch.split("/")] if colon else branch.split("/")
+        if all(part not in {"", ".", ".."} for part in parts) and (self.heads / place).is_file():
+            atomic.unlink(self.heads / place)
+
     def refs(self, prefix: str) -> dict[str, str]:
         """Refs below ``prefix`` with their commits."""
         base = self.heads / prefix

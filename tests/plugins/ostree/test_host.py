@@ -344,6 +344,23 @@ def test_a_host_of_ours_goes_on_with_the_original(system):
     assert names - dropped == wanted
 
 
+def test_a_layer_is_known_in_another_compression(system):
+    by_the_original(system, make_image("1"))
+    image = make_image("2")
+    packed = [
+        FakeLayer(gzip.compress(gzip.decompress(layer.blob), 1, mtime=0), layer.diff_id)
+        for layer in image.layers
+    ]
+    assert packed[0].digest != image.layers[0].digest
+    system.transport.images[OS] = FakeImage(tuple(packed), image.labels)
+    system.transport.opened.clear()
+    system.upgrade()
+    assert system.transport.opened == [packed[1].digest]
+    ref = f"ostree/container/blob/{escape_ref(packed[0].digest)}"
+    assert ostree("ls", f"--repo={repo_of(system)}", ref)
+    assert system.versions() == ("2", "1")
+
+
 def test_a_plain_ostree_host_switches_to_images(system):
     sysroot = system.sysroot.path
     by_the_original(system, make_image("1"))
@@ -363,6 +380,9 @@ def test_a_plain_ostree_host_switches_to_images(system):
     system.transport.images[OS] = make_image("2")
     system.switch(OS)
     assert system.versions() == ("2", None)
+    assert "acme/x86_64/stable" not in ostree("refs", f"--repo={repo}"), (
+        "the branch is not followed any more"
+    )
     host = system.status()
     assert host.rollback.image is None
     assert host.rollback.ostree is not None
