@@ -1,5 +1,5 @@
 # What people and CI call; the work is in demo/ and scripts/, which need no make.
-.PHONY: help setup demo test lint types check bench bench-update conformance credential-chains fault-proxy bad-inputs fsck misbehaviour clean
+.PHONY: help setup demo test lint types check bench bench-update conformance credential-chains fault-proxy bad-inputs fsck misbehaviour vm vm-kill clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -36,5 +36,8 @@ misbehaviour: ## eight kinds of misbehaving plugins in every hook of a child pro
 vm: ## install, boot, upgrade, reboot and roll back virtual machines, each backend and bootloader (root)
 	scripts/setup.sh vm
 	.venv/bin/python vm/cycle.py $(VM)
+vm-kill: ## pull the plug of a virtual machine at random moments of upgrades; it always boots (root)
+	scripts/setup.sh vm
+	.venv/bin/python vm/kill.py $(VM)
 clean: ## remove caches and the environment
 	rm -rf .cache .venv

@@ -224,7 +224,8 @@ class Repository:
                     catalogue="LIM",
                 )
             pieces = []
-            while piece := file.read(limits.GIB):
+            at_once = min(size + 1, limits.GIB)  # memory for all of it is asked for at once
+            while piece := file.read(at_once):
                 pieces.append(piece)
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if not self.secure and (found := verity.digest(data, self.algorithm)) != digest:

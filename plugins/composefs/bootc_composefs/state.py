@@ -265,6 +265,7 @@ def _deployment(
         composefs=ComposefsInfo(
             verity=deployment_id,
             boot_type="Uki" if origin.boot_type == "uki" else "Bls",
+            bootloader="grub" if bootloader(sysroot) == "grub" else "systemd",
             boot_digest=origin.boot_digest,
             missing_verity_allowed=optional,
         ),
