@@ -36,8 +36,16 @@ misbehaviour: ## eight kinds of misbehaving plugins in every hook of a child pro
 vm: ## install, boot, upgrade, reboot and roll back virtual machines, each backend and bootloader (root)
 	scripts/setup.sh vm
 	.venv/bin/python vm/cycle.py $(VM)
+<<<<<<< HEAD
 vm-kill: ## pull the plug of a virtual machine at random moments of upgrades; it always boots (root)
 	scripts/setup.sh vm
 	.venv/bin/python vm/kill.py $(VM)
+=======
+fuzz: ## fuzz every parser for TIME seconds each (default 300), guided by coverage (atheris)
+	-.venv/bin/pip install -q atheris
+	for target in $$(.venv/bin/python -c 'import sys; sys.path[:0] = ["tests/fuzz", "tests"]; import targets; print(*targets.TARGETS)'); do .venv/bin/python tests/fuzz/fuzz.py $$target $${TIME:-300} || exit 1; done
+fuzz-diff: ## compare the tar reader with tarfile, GNU tar and bsdtar on EXAMPLES generated archives (default 100000)
+	BOOTC_FUZZ_EXAMPLES=$${EXAMPLES:-100000} .venv/bin/python -m pytest -q tests/fuzz -k "tar"
+>>>>>>> 2f9e235 (Fuzz every parser, and compare the tar reader with three others: the same tree or a refusal)
 clean: ## remove caches and the environment
 	rm -rf .cache .venv

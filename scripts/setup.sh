@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 run="python3 python3-venv ca-certificates"
 serve="$run skopeo docker-registry"
 demo="$run mmdebstrap skopeo docker-registry zstd"
-test="$demo ostree podman buildah umoci erofs-utils e2fsprogs dosfstools mtools fdisk xfsprogs btrfs-progs grub-common gnupg strace git attr libcap2-bin make systemd etcd-server"
+test="$demo ostree podman buildah umoci erofs-utils e2fsprogs dosfstools mtools fdisk xfsprogs btrfs-progs grub-common gnupg strace git attr libcap2-bin make systemd etcd-server libarchive-tools spin gcc libc6-dev"
 vm="$test ovmf"
 bench="$demo e2fsprogs"
 }
@@ -58,7 +58,8 @@ else
     # Another distribution, where packages have other names: look for the programs.
     declare -A program=([python3]=python3 [mmdebstrap]=mmdebstrap [skopeo]=skopeo [docker-registry]=docker-registry
         [zstd]=zstd [ostree]=ostree [podman]=podman [buildah]=buildah [umoci]=umoci [erofs-utils]=mkfs.erofs [e2fsprogs]=mkfs.ext4
-        [dosfstools]=mkfs.vfat [mtools]=mcopy [gnupg]=gpg [strace]=strace [git]=git [make]=make)
+        [dosfstools]=mkfs.vfat [mtools]=mcopy [gnupg]=gpg [strace]=strace [git]=git [make]=make
+        [libarchive-tools]=bsdtar [spin]=spin [gcc]=gcc)
     missing=()
     for package in $packages; do
         name=${program[$package]:-}
