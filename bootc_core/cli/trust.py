@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from bootc_core.models.context import Context
     from bootc_core.models.image import FetchedImage, PolicyAnswer
 
+_UNVERIFIED = "insecure"  # SignatureMode.INSECURE, without importing the models
+_UNVERIFIED_ROW = (
+    "accepted",
+    "without verification (--no-signature-verification), as its updates will be; "
+    "bootc switch without it verifies the next image",
+)
 _OPTIONS = ("key", "gpg", "identity", "issuer", "trusted_root", "rekor", "lookaside", "max_age")
 
 
@@ -51,13 +57,18 @@ def _storage(arguments: argparse.Namespace, *, write: bool = False) -> tuple[Plu
     return common.existing(arguments, write=write)[1:]
 
 
-def _deployed(storage: Storage) -> list[tuple[str, str, str]]:
-    """Slot, reference and digest of each deployed image."""
+def _deployed(storage: Storage) -> list[tuple[str, str, str, bool]]:
+    """Slot, reference and digest of each deployed image, and whether it was deployed without verification."""
     host = storage.read_host(lambda message: None)
     slots = [("staged", host.staged), ("booted", host.booted), ("rollback", host.rollback)]
     slots += [("other", entry) for entry in host.other]
     return [
-        (slot, entry.image.image.image, entry.image.image_digest)
+        (
+            slot,
+            entry.image.image.image,
+            entry.image.image_digest,
+            entry.signature_mode == _UNVERIFIED,
+        )
         for slot, entry in slots
         if entry is not None and entry.image is not None
     ]
@@ -143,17 +154,23 @@ def show(arguments: argparse.Namespace) -> int:
                 "slot": slot,
                 "image": name,
                 "digest": digest,
-                "evidence": {
+                "verified": not unverified,
+                "evidence": {}
+                if unverified
+                else {
                     policy: dict(offer.evidence(storage.sysroot.state, digest))
                     for policy, offer in _offers(plugins)
                 },
             }
-            for slot, name, digest in deployed
+            for slot, name, digest, unverified in deployed
         ]
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
         return 0
-    for slot, name, digest in deployed:
+    for slot, name, digest, unverified in deployed:
         sys.stdout.write(f"{slot}: {printable(name)}@{digest}\n")
+        if unverified:
+            _print_rows([_UNVERIFIED_ROW], "  ")
+            continue
         for _, offer in _offers(plugins):
             rows = list(offer.evidence(storage.sysroot.state, digest))
             _print_rows(rows or [("accepted", "without a signature that was kept")], "  ")
@@ -166,7 +183,11 @@ def recheck(arguments: argparse.Namespace) -> int:
 
     plugins, storage = _storage(arguments)
     failed = 0
-    for slot, name, digest in _deployed(storage):
+    for slot, name, digest, unverified in _deployed(storage):
+        if unverified:
+            sys.stdout.write(f"{slot}: {printable(name)}@{digest}: {_UNVERIFIED_ROW[1]}\n")
+            failed += arguments.strict
+            continue
         for policy, offer in _offers(plugins):
             answer = trio.run(
                 offer.recheck, storage.sysroot.config_root, storage.sysroot.state, digest

@@ -212,7 +212,9 @@ def _refuse_existing(
             f"Target image has the same fs-verity digest as the existing {kind} deployment.",
             reference="same-deployment",
             found=f"deployment {deployment_id[:12]}",
-            hint="run `bootc rollback` to boot it again" if kind == "rollback" else None,
+            hint="run `bootc rollback` to boot it again"
+            if kind == "rollback"
+            else "nothing is left to do; how it was accepted stays as status shows it, until the next image",
             catalogue="STATE",
         )
 

@@ -336,7 +336,8 @@ def answer_missing(places: tuple[str, ...]) -> PolicyAnswer:
         accept=False,
         reason="there is no policy.json, so nothing says which images are acceptable",
         could_check=False,
-        hint=f"create {' or '.join(places)}, or take the image unchecked with {FLAG}",
+        hint=f"say whose signatures count: bootc trust add REPOSITORY --key FILE; or create {' or '.join(places)}; "
+        f"or take the image unchecked with {FLAG}",
     )
 
 
