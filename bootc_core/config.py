@@ -17,6 +17,7 @@
     in-process = ["NAME", ...]       # plugins of others that root trusts like this program; the others run in child processes
     fail-open = ["NAME", ...]        # a failure of these only warns; never of a signature policy
     fail-closed = ["NAME", ...]      # a failure of these stops, whatever they declare
+    image-hooks = "no"               # or "yes": an image that was accepted may refuse this host, in a sandbox
     hold-bounds = ["NAME=72h", ...]  # how long a plugin may hold a run; 14 days are the default and the maximum
 
     [events]
@@ -49,6 +50,7 @@ class Config:
     fail_open: tuple[str, ...] = ()
     fail_closed: tuple[str, ...] = ()
     hold_bounds: tuple[str, ...] = ()
+    image_hooks: str = "no"
     journal: str = "auto"
     metrics_file: str | None = None
     max_rate: int | None = None
@@ -73,6 +75,7 @@ _KEYS = {
     "plugins.in-process": ("in_process", "a list of strings"),
     "plugins.fail-open": ("fail_open", "a list of strings"),
     "plugins.fail-closed": ("fail_closed", "a list of strings"),
+    "plugins.image-hooks": ("image_hooks", "yes or no"),
     "events.journal": ("journal", "auto, yes or no"),
     "events.metrics-file": ("metrics_file", "a string"),
     "plugins.hold-bounds": ("hold_bounds", "a list of NAME=HOURSh or NAME=DAYSd"),
@@ -100,6 +103,8 @@ def _typed(value: Any, wanted: str) -> Any:
             parse_bound(item)
         return tuple(value)
     if wanted == "auto, yes or no" and value in ("auto", "yes", "no"):
+        return value
+    if wanted == "yes or no" and value in ("yes", "no"):
         return value
     if wanted == "ignore or refuse" and value in ("ignore", "refuse"):
         return value

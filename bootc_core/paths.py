@@ -19,6 +19,7 @@ HOOK_DIRECTORIES: Final = ("usr/lib/bootc/hooks.d", "etc/bootc/hooks.d")
 POLICY_FILES: Final = ("etc/containers/policy.json", "usr/share/containers/policy.json")
 
 # Inside an image
+IMAGE_HOOKS: Final = "usr/lib/bootc/image-hooks.d"
 KARGS_D: Final = "usr/lib/bootc/kargs.d"
 MODULES: Final = "usr/lib/modules"
 OS_RELEASE: Final = "usr/lib/os-release"

@@ -35,6 +35,7 @@ def load(arguments: argparse.Namespace) -> tuple[Config, manager.Plugins]:
         ),
     )
     plugins.hold_bounds.update(map(configs.parse_bound, settings.hold_bounds))
+    plugins.image_hooks = settings.image_hooks == "yes"
     return settings, plugins
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bootc_core import paths
 from bootc_core.cli import common
 from bootc_core.errors import PluginError, UsageError, printable
 from bootc_core.hooks.manager import Plugins
@@ -30,7 +33,34 @@ def list_hooks(arguments: argparse.Namespace) -> int:
     root = arguments.config_root or Path("/")
     lines = [line for one in plugins.site_hooks.values() for line in one.offer.describe(root)]
     sys.stdout.write("".join(f"{line}\n" for line in lines) or "No site hooks.\n")
+    sys.stdout.write(f"hooks of images: {image_hooks(plugins)}\n")
+    for line in _of_images(arguments) if arguments.sysroot is not None else ():
+        sys.stdout.write(f"{line}\n")
     return 0
+
+
+def image_hooks(plugins: Plugins) -> str:
+    """Whether images have a say, for people."""
+    if plugins.image_hooks:
+        return "asked before finalize, after all others, in a sandbox; they can refuse or put off"
+    return 'not run ([plugins] image-hooks = "no")'
+
+
+def _of_images(arguments: argparse.Namespace) -> Iterator[str]:
+    """The hooks that the deployments of the sysroot brought."""
+    _, _, storage = common.existing(arguments)
+    extract = storage.backend.offer.extract
+    host = storage.read_host(lambda message: None)
+    for what, slot in (("staged", host.staged), ("deployed", host.booted)):
+        name = slot.deployment_id if slot else None
+        if extract is None or name is None:
+            continue
+        with tempfile.TemporaryDirectory() as place:
+            copy = Path(place, "hooks")
+            if not extract(storage.sysroot, name, paths.IMAGE_HOOKS, copy):
+                continue
+            for hook in sorted((copy / "gate").glob("*")):
+                yield f"  {what} {name[:12]}: gate/{printable(hook.name)}"
 
 
 def run_hooks(arguments: argparse.Namespace) -> int:

@@ -277,11 +277,12 @@ def _hooks(command: argparse.ArgumentParser) -> None:
     )
     running.add_argument("point", metavar="PHASE", help="a phase, or a point such as gate")
     running.add_argument("--dry-run", action="store_true", help="with a context that says so")
+    _sysroot(listing)
+    running.add_argument(
+        "--config-root", metavar="DIR", type=Path, help="take hooks from DIR (default: /)"
+    )
+    _selecting(running)
     for one, function in ((listing, "list_hooks"), (running, "run_hooks")):
-        one.add_argument(
-            "--config-root", metavar="DIR", type=Path, help="take hooks from DIR (default: /)"
-        )
-        _selecting(one)
         one.set_defaults(run=f"bootc_core.cli.hooks:{function}", command="hooks")
 
 

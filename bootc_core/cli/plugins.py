@@ -7,6 +7,7 @@ import json
 import sys
 
 from bootc_core.cli import common
+from bootc_core.cli.hooks import image_hooks
 from bootc_core.config import Config
 from bootc_core.hooks.calls import Hooks
 from bootc_core.hooks.manager import Plugins
@@ -91,13 +92,20 @@ def _order(settings: Config, plugins: Plugins, as_json: bool) -> int:
     for hook, names in Hooks(plugins).order():
         value.append({"hook": hook, "why": _why(hook, settings), "plugins": names})
     if as_json:
-        sys.stdout.write(json.dumps({"hooks": value, "left_out": out}, indent=2) + "\n")
+        sys.stdout.write(
+            json.dumps(
+                {"hooks": value, "image_hooks": plugins.image_hooks, "left_out": out}, indent=2
+            )
+            + "\n"
+        )
         return 0
     for hook, names in Hooks(plugins).order():
         sys.stdout.write(f"{hook}: {_why(hook, settings)}\n")
         for number, name in enumerate(names, 1):
             where = "" if places.get(name) == "in process" else f" ({places.get(name, '')})"
             sys.stdout.write(f"  {number}. {name}{where}\n")
+        if hook == "bootc_gate" and plugins.site_hooks:
+            sys.stdout.write(f"  hooks of images: {image_hooks(plugins)}\n")
     for name in out:
         sys.stdout.write(f"not called: {name}\n")
     return 0

@@ -22,7 +22,7 @@ from typing import IO, Any, Final
 
 from bootc_core import limits
 
-_PR_SET_PDEATHSIG: Final = 1
+PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _CLONE_NEWPID: Final = 0x20000000
@@ -60,7 +60,7 @@ def _sweep() -> None:
 def confine(memory_bytes: int) -> None:
     """Bound this process and what it starts, and give the plugin a process of its own; returns in that one."""
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     apart = libc.unshare(_CLONE_NEWPID) == 0  # an ordinary user may not
     if not apart:
@@ -89,7 +89,7 @@ def confine(memory_bytes: int) -> None:
             } else None
             os.kill(os.getpid(), -code)
         os._exit(code & 0xFF)
-    libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     for kind, bound in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_AS, memory_bytes),

@@ -224,6 +224,7 @@ async def unlock(run: Transaction, notice: StagedNotice) -> None:
         Denied, Held: it stays staged and locked, until ``upgrade`` is run again.
     """
     run.update(phase=Phase.FINALIZE)
+    run.introduce(notice.staged)
     await run.ask_gates(Phase.FINALIZE)
     write_notice(run.storage, replace(notice, locked=False))
 

@@ -18,6 +18,7 @@ from typing import Any
 import trio
 
 from bootc_core import limits
+from bootc_core.containment.image import unpack_image_hooks
 from bootc_core.engine import holds, recovery
 from bootc_core.engine import journal as journals
 from bootc_core.engine.bus import Bus
@@ -216,19 +217,15 @@ class Transaction:
     async def stage(self, image: VerifiedImage) -> StagedDeployment:
         """A complete deployment on disk, and the boot partition found able to take it."""
         async with self.phase(Phase.STAGE, limits.PHASE_TIMEOUT_S):
+            storage = self.storage
             staged = await self.hooks.stage(
-                self.storage.backend.plugin,
-                self.context,
-                image,
-                self.storage.sysroot,
-                self.bus.emit,
+                storage.backend.plugin, self.context, image, storage.sysroot, self.bus.emit
             )
             if self.journal is not None:
                 self.journal.append("staged", staged=staged.to_json())
             if staged.entry is not None:
-                self.storage.bootloader.offer.preflight(
-                    self.storage.sysroot, BootPlan(entries=(staged.entry,))
-                )
+                boot = BootPlan(entries=(staged.entry,))
+                storage.bootloader.offer.preflight(storage.sysroot, boot)
             self.bus.emit(
                 events.DeploymentStaged(
                     self.context.transaction, staged.deployment_id, staged.bytes_new
@@ -236,15 +233,19 @@ class Transaction:
             )
         return staged
 
+    def introduce(self, staged: StagedDeployment) -> None:
+        """Let the gates of finalize ask what was staged, if root lets images have a say."""
+        if self.hooks.plugins.image_hooks:
+            place = unpack_image_hooks(self.storage.sysroot, self.storage.backend, staged)
+            self.update(image_hooks=place)
+
     async def finalize(self, staged: StagedDeployment) -> None:
         """Merge ``/etc`` and switch."""
+        self.introduce(staged)
+        storage = self.storage
         async with self.phase(Phase.FINALIZE, limits.FINALIZE_TIMEOUT_S):
             plan = await self.hooks.finalize(
-                self.storage.backend.plugin,
-                self.context,
-                self.storage.sysroot,
-                staged,
-                self.bus.emit,
+                storage.backend.plugin, self.context, storage.sysroot, staged, self.bus.emit
             )
             await self._switch(plan, staged.deployment_id)
 

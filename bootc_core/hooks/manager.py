@@ -66,6 +66,7 @@ class Plugins:
     site_hooks: dict[str, Offered[SiteHooksOffer]] = field(default_factory=dict)
     commands: dict[str, Offered[CommandOffer]] = field(default_factory=dict)
     hold_bounds: dict[str, float] = field(default_factory=dict)  # seconds, by plugin
+    image_hooks: bool = False  # may images say that a host does not suit them?
 
     def backend_of(self, sysroot: Sysroot) -> Offered[BackendOffer] | None:
         """The one backend that claims ``sysroot``, or None.
@@ -234,6 +235,7 @@ def collect_offers(plugins: Plugins) -> Plugins:
         PluginError: two plugins offer one name, or one answers nonsense.
     """
     named: tuple[tuple[str, type[Any], dict[str, Any]], ...] = (
+        ("bootc_register_transports", TransportOffer, plugins.transports),
         ("bootc_register_backends", BackendOffer, plugins.backends),
         ("bootc_register_bootloaders", BootloaderOffer, plugins.bootloaders),
         ("bootc_register_policies", PolicyOffer, plugins.policies),
@@ -241,14 +243,9 @@ def collect_offers(plugins: Plugins) -> Plugins:
         ("bootc_register_commands", CommandOffer, plugins.commands),
     )
     for hook, kind, into in named:
-        _collect(plugins, hook, kind, into, lambda offer: (offer.name,))
-    _collect(
-        plugins,
-        "bootc_register_transports",
-        TransportOffer,
-        plugins.transports,
-        lambda offer: offer.transports,
-    )
+        _collect(
+            plugins, hook, kind, into, lambda offer: getattr(offer, "transports", (offer.name,))
+        )
     return plugins
 
 

@@ -101,6 +101,8 @@ class Context(Model):
         resumed: an earlier run of the same purpose was interrupted.
         retain: keep what only the reference that was followed before needs (``switch --retain``).
         override: why the administrator overrides holds (``--override-holds``); empty: holds count.
+        image_hooks: from the end of staging on, where the hooks of the staged image lie, if it has some and root lets them
+            run; empty: no.
         verdicts: what gates answered so far in this transaction, in order.
         install: the sysroot is a new host's; None for a host that is there.
     """
@@ -121,6 +123,7 @@ class Context(Model):
     resumed: bool = False
     retain: bool = False
     override: str = ""
+    image_hooks: str = ""
     verdicts: tuple[PriorVerdict, ...] = ()
     install: Installation | None = None
 

@@ -40,6 +40,7 @@ POINTS: Final = (
     "after-boot",
     POST_UPGRADE,
 )
+IMAGE: Final = "image"  # the domain of what a staged image brings; no point of these directories
 PLAIN: Final = frozenset({PRE_UPGRADE, POST_UPGRADE})  # may be a script instead of a directory
 
 _LEFT_OVER: Final = re.compile(
@@ -75,6 +76,8 @@ class Script:
     path: Path
 
     def __str__(self) -> str:
+        if self.point == IMAGE:
+            return printable(f"the image's {paths.IMAGE_HOOKS}/gate/{self.name}")
         return printable(str(self.path))
 
 
@@ -155,6 +158,16 @@ def strangers(levels: Sequence[Level]) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def image_scripts(place: Path) -> tuple[Script, ...]:
+    """The hooks in ``place``, a copy of an image's directory, in the order in which they run."""
+    names = _names(place / "gate") or {}
+    return tuple(
+        Script(IMAGE, name, place / "gate" / name)
+        for name in sorted(names, key=os.fsencode)
+        if ignored(name) is None and names[name] is not Kind.DIRECTORY
+    )
+
+
 def read_levels(config_root: Path) -> tuple[Level, ...]:
     """The hook directories beneath ``config_root`` that exist, weakest first.
 
@@ -196,13 +209,19 @@ def _kind(entry: os.DirEntry[str]) -> Kind:
     return Kind.SCRIPT if stat.S_ISREG(mode) else Kind.OTHER
 
 
+def _domain(script: Script, levels: Sequence[Level]) -> str:
+    """Whose code it is: the site's, or that of the running system."""
+    where = next(level.path for level in levels if script.path.is_relative_to(level.path))
+    return "site" if where.as_posix().endswith("etc/bootc/hooks.d") else "running system"
+
+
 def describe(config_root: Path) -> tuple[str, ...]:
     """Lines for ``bootc plugins list``: scripts in call order, what is masked, what is ignored."""
     levels = read_levels(config_root)
     lines = []
     for point in POINTS:
         found = order(levels, point)
-        lines += [f"{point}: {script}" for script in found.scripts]
+        lines += [f"{point}: {script} ({_domain(script, levels)})" for script in found.scripts]
         lines += [
             f"{point}: {printable(str(path))} is masked by {printable(str(by))}"
             for path, by in found.masked

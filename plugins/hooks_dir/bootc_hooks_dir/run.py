@@ -21,6 +21,7 @@ import errno
 import logging
 import os
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -34,10 +35,12 @@ from bootc_core.models.base import parse_json
 from bootc_core.models.context import Context, Operation, Phase
 from bootc_core.models.verdict import Deny, Hold, Proceed, Verdict, strictness
 from bootc_hooks_dir.discover import (
+    IMAGE,
     POST_UPGRADE,
     PRE_UPGRADE,
     Level,
     Script,
+    image_scripts,
     order,
     read_levels,
     strangers,
@@ -45,6 +48,8 @@ from bootc_hooks_dir.discover import (
 
 log = logging.getLogger("bootc.hooks_dir")
 
+SANDBOX: Final = "bootc_core.containment.sandbox"
+IMAGE_HOOKS_OFF: Final = 'goes on without the hooks of images: [plugins] image-hooks = "no"'
 NOT_NOW: Final = 21  # as Mender's state scripts have it
 _BROKE: Final = (126, 127)  # what a shell says when a command in it cannot be run
 _HOLD_DEFAULT: Final = timedelta(hours=1)
@@ -149,7 +154,9 @@ def broken(script: Script, done: process.Completed) -> HookError:
     return HookError(
         f"{script} failed: {done.ending()}",
         found=done.last_lines() or None,
-        hint=f"mask it with a link to /dev/null under its name in {_etc(script)}",
+        hint=IMAGE_HOOKS_OFF
+        if script.point == IMAGE
+        else f"mask it with a link to /dev/null under its name in {_etc(script)}",
     )
 
 
@@ -355,7 +362,66 @@ async def ask(context: Context, phase: Phase) -> Verdict | None:
             verdicts.append(decide(script, done, datetime.now(UTC)))
             if isinstance(verdicts[-1], Deny):
                 return verdicts[-1]
+    if phase is Phase.FINALIZE and context.image_hooks:
+        verdicts += await ask_image(Path(context.image_hooks), context)
     return strictest(verdicts) if verdicts else None
+
+
+async def ask_image(place: Path, context: Context) -> list[Verdict]:
+    """Ask the hooks that the staged image brought, in order, until one denies.
+
+    Raises:
+        HookError: one broke, or cannot be contained here.
+    """
+    verdicts: list[Verdict] = []
+    for script in image_scripts(place):
+        done = await run_contained(script, context)
+        verdicts.append(decide(script, done, datetime.now(UTC)))
+        if isinstance(verdicts[-1], Deny):
+            break
+    return verdicts
+
+
+async def run_contained(script: Script, context: Context) -> process.Completed:
+    """Run a hook of an image in the sandbox.
+
+    Raises:
+        HookError: it is no executable file.
+    """
+    environment = process.clean_environment(
+        BOOTC_API=str(API), BOOTC_HOOK="gate", BOOTC_PHASE=context.phase, BOOTC_SCRIPT=script.name
+    )
+    environment["HOME"] = "/"
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(script.path, flags)
+    except OSError as problem:
+        raise HookError(
+            f"{script} cannot be opened", found=os.strerror(problem.errno or 0)
+        ) from problem
+    try:
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode) or not info.st_mode & 0o001:
+            raise HookError(
+                f"{script} is not run: it is no file that everybody may execute",
+                reference="hook-not-executable",
+                found=stat.filemode(info.st_mode),
+                hint="that is for the image's builder to correct; " + IMAGE_HOOKS_OFF,
+            )
+        done = await process.run(
+            [sys.executable, "-I", "-m", SANDBOX, str(descriptor), script.name],
+            stdin=context.model_dump_json().encode() + b"\n",
+            timeout_s=limits.HOOK_TIMEOUT_S,
+            env=environment,
+            output_limit=limits.HOOK_OUTPUT_BYTES,
+            check=False,
+            pass_fds=(descriptor,),
+            label=str(script),
+        )
+    finally:
+        os.close(descriptor)
+    log.info("%s: %s %s", script, done.ending(), done.last_lines())
+    return done
 
 
 async def rehearse(context: Context, point: str) -> list[tuple[str, str, bool]]:

@@ -159,6 +159,7 @@ def test_site_hooks_are_listed_and_rehearsed(host):
         "gate",
         "before-fetch",
         "after-boot",
+        "hooks of images",
     ]
     status, out, _ = host("hooks", "run", "fetch", "--dry-run", sysroot=False)
     assert status == 0

@@ -176,11 +176,11 @@ def test_read_levels_and_describe(tmp_path):
     (etc / "gate/30-gone").symlink_to("/nonexistent")
     assert [found.path for found in read_levels(tmp_path)] == [usr, etc]
     assert describe(tmp_path) == (
-        f"gate: {usr}/gate/20-b",
-        f"gate: {etc}/gate/30-gone",
+        f"gate: {usr}/gate/20-b (running system)",
+        f"gate: {etc}/gate/30-gone (site)",
         f"gate: {usr}/gate/10-a is masked by {etc}/gate/10-a",
         f"gate: {etc}/gate/5~ is ignored: a backup",
-        f"post-upgrade: {etc}/post-upgrade",
+        f"post-upgrade: {etc}/post-upgrade (site)",
         f"{etc}/nonsense is no hook point, never run",
     )
 
