@@ -35,8 +35,15 @@ def _words(options: str) -> list[str]:
     return [quote(parameter.text.replace('"', "")) for parameter in CommandLine.parse(options)]
 
 
-def text(entries: Iterable[PresentEntry]) -> bytes:
-    """The menu of these entries, in this order; those that are no Linux kernels are left out."""
+def text(entries: Iterable[PresentEntry], prefix: str = "") -> bytes:
+    """The menu of these entries, in this order; those that are no Linux kernels are left out.
+
+    ``prefix`` leads to the boot directory from the top of its file system; older libostree leaves it out of its entries.
+    """
+
+    def place(path: str) -> str:
+        return quote(path if path.startswith(f"{prefix}/") else prefix + path)
+
     lines = [_HEAD]
     for entry in entries:
         kernel = entry.get("linux")
@@ -45,8 +52,8 @@ def text(entries: Iterable[PresentEntry]) -> bytes:
         name = bls.tries_of(entry.file)[0]
         lines.append(f"menuentry {quote(entry.get('title') or name)} --id {quote(name)} {{\n")
         words = _words(" ".join(entry.all("options")))
-        lines.append(f"  linux {' '.join([quote(kernel), *words])}\n")
+        lines.append(f"  linux {' '.join([place(kernel), *words])}\n")
         if initrds := entry.all("initrd"):
-            lines.append(f"  initrd {' '.join(map(quote, initrds))}\n")
+            lines.append(f"  initrd {' '.join(map(place, initrds))}\n")
         lines.append("}\n")
     return "".join(lines).encode()

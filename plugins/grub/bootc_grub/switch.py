@@ -154,7 +154,7 @@ def refresh(sysroot: Sysroot, path: Path | None = None) -> None:
     place = path or derived_menu(sysroot)
     if place is None:
         return
-    data = menu.text(bls.read_entries(sysroot.boot_dir))
+    data = menu.text(bls.read_entries(sysroot.boot_dir), _prefix(sysroot))
     if place.exists() and place.read_bytes() == data:
         return
     fresh, old = place.with_name(f"{DERIVED}.new"), place.with_name(f"{DERIVED}.old")
@@ -228,7 +228,7 @@ def _wish(sysroot: Sysroot, plan: BootPlan) -> _Wish:
         texts[name] = data
         made.append(bls.parse(f"{bls.ENTRIES}/{name}", data))
     foreign = [entry for entry in present if bls.deployment_of(entry) is None]
-    texts[MENU] = menu.text([*made, *foreign])
+    texts[MENU] = menu.text([*made, *foreign], _prefix(sysroot))
     mine = {Path(entry.file).name for entry in ours} | {*texts, MENU}
     others = tuple(name for name in _listing(boot / bls.ENTRIES) if name not in mine)
     needed = {

@@ -39,6 +39,11 @@ def test_nothing_of_an_entry_is_a_command(options, words):
     assert f"  linux /k{' ' if words else ''}{words}\n" in text
 
 
+def test_paths_lead_from_the_top_of_the_file_system():
+    text = menu.text([entry(linux="/ostree/k", initrd="/boot/i")], "/boot").decode()
+    assert "  linux /boot/ostree/k\n  initrd /boot/i\n" in text
+
+
 def test_what_is_no_kernel_is_left_out():
     assert menu.text([entry(title="x", efi="/a.efi")]).count(b"menuentry") == 0
 

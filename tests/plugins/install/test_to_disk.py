@@ -209,6 +209,7 @@ def test_ostree_with_grub(disk, layout, tmp_path):
         assert (checkout / "usr/bin/big").is_file()
         menu = (root / "boot/grub/bootc.cfg").read_text()
         assert "ostree=/ostree/boot." in menu
+        assert "  linux /boot/ostree/acme-" in menu
         assert "console=ttyS0 quiet image=1" in menu
         config = (root / "ostree/repo/config").read_text()
         for line in ("bootloader=none", "bootprefix=true", "readonly=true"):
