@@ -1,5 +1,5 @@
 # What people and CI call; the work is in demo/ and scripts/, which need no make.
-.PHONY: help setup demo test lint types check bench bench-update conformance credential-chains fault-proxy bad-inputs fsck misbehaviour vm vm-kill clean
+.PHONY: help setup demo test lint types check bench bench-ostree bench-update conformance credential-chains fault-proxy bad-inputs fsck misbehaviour vm vm-kill ostree-versions clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ check: ## lint and types
 bench: ## pull and import 1 GB against podman and ostree (root; the first time builds the image)
 	scripts/setup.sh bench
 	python3 benchmarks/bench.py .cache/bench
+bench-ostree: ## the ostree backend against the ostree program, on the same image (root)
+	scripts/setup.sh bench
+	python3 benchmarks/bench_ostree.py .cache/bench
 bench-update: ## bytes on the wire for an update of 30 packages, by file and by layer, against podman (root)
 	scripts/setup.sh bench
 	python3 benchmarks/bench_update.py .cache/bench
@@ -36,16 +39,18 @@ misbehaviour: ## eight kinds of misbehaving plugins in every hook of a child pro
 vm: ## install, boot, upgrade, reboot and roll back virtual machines, each backend and bootloader (root)
 	scripts/setup.sh vm
 	.venv/bin/python vm/cycle.py $(VM)
-<<<<<<< HEAD
 vm-kill: ## pull the plug of a virtual machine at random moments of upgrades; it always boots (root)
 	scripts/setup.sh vm
 	.venv/bin/python vm/kill.py $(VM)
-=======
+<<<<<<< HEAD
 fuzz: ## fuzz every parser for TIME seconds each (default 300), guided by coverage (atheris)
 	-.venv/bin/pip install -q atheris
 	for target in $$(.venv/bin/python -c 'import sys; sys.path[:0] = ["tests/fuzz", "tests"]; import targets; print(*targets.TARGETS)'); do .venv/bin/python tests/fuzz/fuzz.py $$target $${TIME:-300} || exit 1; done
 fuzz-diff: ## compare the tar reader with tarfile, GNU tar and bsdtar on EXAMPLES generated archives (default 100000)
 	BOOTC_FUZZ_EXAMPLES=$${EXAMPLES:-100000} .venv/bin/python -m pytest -q tests/fuzz -k "tar"
->>>>>>> 2f9e235 (Fuzz every parser, and compare the tar reader with three others: the same tree or a refusal)
+=======
+ostree-versions: ## the ostree backend's tests with the libostree of Debian 13 and of unstable, in chroots (root)
+	python3 scripts/ostree_versions.py .cache/ostree
+>>>>>>> 7bab6af (Explain the ostree backend: what is where, how a change goes, what differs; run its tests with other releases' libostree)
 clean: ## remove caches and the environment
 	rm -rf .cache .venv

@@ -3,7 +3,7 @@
 {"depl_id": ID, "finalization_locked": bool,             the original's two keys
  "bootc": {"digest": ..., "staged": {StagedDeployment}}}  ours
 
-On the running host a backend's library may keep that itself (``BackendOffer.live_staging``).
+On the running host a backend's library may keep that itself (``BackendOffer.live_staging``), and its discard removes it.
 """
 
 from __future__ import annotations
@@ -61,14 +61,12 @@ def write_notice(storage: Storage, notice: StagedNotice) -> None:
     """Record ``notice``, durably."""
     if (library := _library(storage)) is not None:
         library.lock(storage.sysroot, notice.locked)
-        return
-    atomic.write_file(storage.sysroot.staged_file, notice.to_bytes())
+    else:
+        atomic.write_file(storage.sysroot.staged_file, notice.to_bytes())
 
 
 def drop_notice(storage: Storage, staged: StagedDeployment) -> None:
     """Remove the notice of ``staged``; another deployment's notice stays."""
-    if _library(storage) is not None:
-        return  # the backend's discard did
     notice = read_notice(storage)
     if notice is None or notice.staged.deployment_id == staged.deployment_id:
         atomic.unlink(storage.sysroot.staged_file)
