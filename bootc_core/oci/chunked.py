@@ -14,16 +14,19 @@ fetches the whole layer. `NotWorthwhile` says the same for what is not worth it.
 
 from __future__ import annotations
 
+import array
 import base64
 import binascii
 import bisect
+import errno
 import hashlib
 import json
 import mmap
 import os
+import re
 import stat
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +42,9 @@ _HOLE: Final = 24 * limits.KIB  # unwanted bytes that cost less than another req
 _REQUEST: Final = 2 * limits.KIB  # what a request costs on the line, both ways
 _REQUESTS: Final = 512  # at most for one layer; then larger holes are fetched
 _WORTH: Final = 0.8  # of the blob; beyond it the whole blob is simpler
+_OBJECT: Final = re.compile("[0-9a-f]{2}/[0-9a-f]{2,}")
+_LINES: Final = 512  # of a tar-split, parsed at once
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _RECORD: Final = struct.Struct(">QB")
 _NAME_BYTES: Final = 151
 RECORD_BYTES: Final = _RECORD.size + _NAME_BYTES
@@ -129,23 +135,22 @@ class Seeds:
     def __init__(self, table: int, directories: Sequence[int]) -> None:
         size = os.fstat(table).st_size
         self._table = mmap.mmap(table, size, prot=mmap.PROT_READ) if size else b""
-        self._count = size // RECORD_BYTES
+        self._sizes = array.array(
+            "Q",
+            (
+                _RECORD.unpack_from(self._table, start)[0]
+                for start in range(0, size - RECORD_BYTES + 1, RECORD_BYTES)
+            ),
+        )
         self._directories = directories
         # by size: what was hashed so far, and the record to go on from
         self._known: dict[int, tuple[dict[bytes, tuple[int, str]], int]] = {}
 
-    def _size(self, number: int) -> int:
-        start = number * RECORD_BYTES
-        size: int = _RECORD.unpack(self._table[start : start + _RECORD.size])[0]
-        return size
-
     def find(self, digest: bytes, size: int) -> tuple[int, str] | None:
         """Directory descriptor and name of a file with that content, or None; no more is hashed than that takes."""
-        known, number = self._known.get(size) or (
-            {},
-            bisect.bisect_left(range(self._count), size, key=self._size),
-        )
-        while digest not in known and number < self._count and self._size(number) == size:
+        sizes = self._sizes
+        known, number = self._known.get(size) or ({}, bisect.bisect_left(sizes, size))
+        while digest not in known and number < len(sizes) and sizes[number] == size:
             self._look(known, number, size)
             number += 1
         self._known[size] = known, number
@@ -164,23 +169,34 @@ class Seeds:
         known.setdefault(hasher.digest(), (directory, name))
 
 
-def read_file(directory: int, name: str, size: int) -> Iterator[bytes]:
-    """The content of a local file in pieces.
+def read_file(directory: int, name: str, size: int) -> Iterable[bytes]:
+    """The content of a local file in pieces; large ones as they are asked for.
 
     Raises:
         OSError: it is gone, something else than a regular file, or of another size.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(name, flags, dir_fd=directory)
+    descriptor = os.open(name, _READ, dir_fd=directory)
+    if size >= limits.OUTPUT_CHUNK_BYTES:
+        return _pieces_of(descriptor, size)
+    try:
+        data = os.read(descriptor, size + 1)  # what is no file gives less or more
+    finally:
+        os.close(descriptor)
+    if len(data) != size:
+        raise OSError(errno.EIO, "it changed")
+    return (data,)
+
+
+def _pieces_of(descriptor: int, size: int) -> Iterator[bytes]:
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_size != size:
-            raise OSError(5, "it changed")
+            raise OSError(errno.EIO, "it changed")
         left = size
         while left:
             piece = os.read(descriptor, min(left, limits.OUTPUT_CHUNK_BYTES))
             if not piece:
-                raise OSError(5, "it shrank")
+                raise OSError(errno.EIO, "it shrank")
             left -= len(piece)
             yield piece
     finally:
@@ -306,6 +322,15 @@ def plan_runs(chunks: Sequence[tuple[int, int]], hole: int = _HOLE) -> list[Run]
         hole *= 2
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The content of a member, which is that of a file that the sink knows: by what name, of what size, and the bytes."""
+
+    name: str
+    size: int
+    content: Iterable[bytes]
+
+
 class Layer:
     """One layer, fetched by the file. Iteration gives the archive's bytes; the caller checks them against the diffID.
 
@@ -315,6 +340,7 @@ class Layer:
         fetch: opens a range of the blob: an object with ``readinto`` and ``close``.
         seeds: where content is looked for.
         report: told how many bytes of the blob are done.
+        own: the directory among the seeds whose files the sink knows by name: their content comes as `Known`.
     """
 
     def __init__(
@@ -324,8 +350,9 @@ class Layer:
         fetch: Callable[[int, int], Any],
         seeds: Seeds | None,
         report: Callable[[int], None],
+        own: int | None = None,
     ) -> None:
-        self._fetch, self._report = fetch, report
+        self._fetch, self._report, self._own = fetch, report, own
         self.received = 0
         toc, split = self._documents(where)
         limit = min(where.toc[0], where.split[0]) - 8
@@ -333,10 +360,13 @@ class Layer:
         self._files, split_digest = parse_toc(table, seeds, limit)
         if f"sha256:{hashlib.sha256(split).hexdigest()}" != split_digest:
             raise _bad("the tar-split has another digest")
-        self._lines = _plain(split, where.split[2])
-        order = [file for file in self._ordered() if file is not None and file.place is None]
+        self._order = list(_segments(_plain(split, where.split[2])))
         wanted = [
-            (chunk.offset, chunk.end) for file in order for chunk in file.chunks if not chunk.zeros
+            (chunk.offset, chunk.end)
+            for file in self._ordered()
+            if file.place is None
+            for chunk in file.chunks
+            if not chunk.zeros
         ]
         self._runs = plan_runs(wanted)
         self.needed = sum(run.end - run.start for run in self._runs)
@@ -385,42 +415,30 @@ class Layer:
         self.received += count
         self._report(self.received)
 
-    def _segments(self) -> Iterator[tuple[bytes | None, str]]:
-        """The archive in order: bytes, or the name of a file whose content comes here."""
-        try:
-            for line in self._lines.split(b"\n"):
-                if not line:
-                    continue
-                entry = json.loads(line)
-                if entry["type"] == 2:
-                    yield base64.b64decode(entry["payload"], validate=True), ""
-                elif entry["type"] == 1:
-                    if entry.get("size"):
-                        yield None, _name(entry)
-                else:
-                    raise _bad("an unknown kind of tar-split entry")
-        except (ValueError, KeyError, TypeError, binascii.Error, RecursionError) as problem:
-            raise _bad(type(problem).__name__) from None
-
-    def _ordered(self) -> Iterator[_File | None]:
+    def _ordered(self) -> Iterator[_File]:
+        """The files with content as the archive has them; each once."""
         seen = set()
-        for data, name in self._segments():
-            if data is None:
+        for name in self._order:
+            if isinstance(name, str):
                 file = self._files.get(name)
                 if file is None or name in seen:
                     raise _bad("tar-split and table name different files")
                 seen.add(name)
                 yield file
 
-    def __iter__(self) -> Iterator[bytes | memoryview]:
+    def __iter__(self) -> Iterator[bytes | memoryview | Known]:
         try:
-            for data, name in self._segments():
-                if data is not None:
+            for data in self._order:
+                if isinstance(data, bytes):
                     yield data
                     continue
-                file = self._files[name]
+                file = self._files[data]
                 if file.place is not None:
-                    yield from read_file(*file.place, file.size)
+                    content = read_file(*file.place, file.size)
+                    if file.place[0] == self._own and _OBJECT.fullmatch(file.place[1]):
+                        yield Known(file.place[1].replace("/", ""), file.size, content)
+                    else:
+                        yield from content
                     continue
                 for chunk in file.chunks:
                     yield from self._content(chunk)
@@ -471,6 +489,24 @@ class Layer:
         if self._run is not None:
             self._run.close()
             self._run = None
+
+
+def _segments(split: bytes) -> Iterator[bytes | str]:
+    """The archive in order: bytes, or the name of a file whose content comes here."""
+    lines = split.splitlines()
+    try:
+        for first in range(0, len(lines), _LINES):
+            text = b",".join(filter(None, lines[first : first + _LINES]))
+            for entry in json.loads(b"[" + text + b"]"):
+                if entry["type"] == 2:
+                    yield base64.b64decode(entry["payload"], validate=True)
+                elif entry["type"] == 1:
+                    if entry.get("size"):
+                        yield _name(entry)
+                else:
+                    raise _bad("an unknown kind of tar-split entry")
+    except (ValueError, KeyError, TypeError, binascii.Error, RecursionError) as problem:
+        raise _bad(type(problem).__name__) from None
 
 
 def _name(entry: Mapping[str, Any]) -> str:

@@ -226,6 +226,8 @@ class _Seeds:
             descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, descriptor)
             self.directories.append(descriptor)
+        own = passed.get(_OBJECTS)
+        self._own = self.directories[0] if own is not None and places[:1] == [own] else None
 
     @property
     def descriptors(self) -> list[int]:
@@ -239,6 +241,7 @@ class _Seeds:
             return None
         return {
             "positions": [where.toc, where.toc_digest, where.split],
+            "own": self._own,
             "table": self._table,
             "directories": self.directories,
         }

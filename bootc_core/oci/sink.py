@@ -45,6 +45,9 @@ class Sink(Protocol):
     def end_file(self) -> None:
         """All its bytes were written."""
 
+    # reuse(entry, name): optional. The content is that of the file with this name (slashes left out) in the directory
+    # ``objects`` that the sink was given; called instead of ``file``, or right after ``begin_file``. The caller has read it.
+
     def finish(self) -> dict[str, Any]:
         """The layer is complete and its diffID matched; the answer goes to the parent (JSON values)."""
 

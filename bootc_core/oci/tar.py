@@ -839,7 +839,8 @@ class Splitter:
         """
         entry = self._entry
         due = self._state in {_WHOLE, _PIECES} and not self._held and entry is not None
-        if not due or entry is None or entry.size != size:
+        begun = self._state == _PIECES and self._left != size
+        if not due or begun or entry is None or entry.size != size:
             raise _error(
                 self._what,
                 self._decoder.last,

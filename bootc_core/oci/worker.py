@@ -388,7 +388,12 @@ class Worker:
 
         try:
             source = chunked.Layer(
-                where, job["size"], fetch, self._seeds, self._reporter(job["job"])
+                where,
+                job["size"],
+                fetch,
+                self._seeds,
+                self._reporter(job["job"]),
+                told.get("own") if hasattr(make, "reuse") else None,
             )
         except (chunked.NotWorthwhile, BootcError, OSError) as problem:
             if chunked.falls_back(problem):
@@ -401,6 +406,12 @@ class Worker:
         splitter = Splitter(sink, job["what"])
         try:
             for piece in source:
+                if isinstance(piece, chunked.Known):
+                    for data in piece.content:
+                        diff_check.update(data)
+                    # all of a member, where one of this size is due: no need to name it by its content again
+                    sink.reuse(splitter.external(piece.size), piece.name)  # type: ignore[attr-defined]
+                    continue
                 diff_check.update(piece)
                 splitter.feed(piece)
             splitter.close()

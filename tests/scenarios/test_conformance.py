@@ -403,6 +403,12 @@ def test_every_image_from_every_registry(made, tmp_path):
         )
 
 
+def test_the_page_shows_all_of_them():
+    page = (Path(__file__).parents[2] / "docs/registries.md").read_text()
+    assert "| | " + " | ".join(IMAGES) + " |\n" in page
+    assert [name for name in NAMES if f"\n| {name} |" not in page] == []
+
+
 def test_a_blocked_location_is_not_asked(made, tmp_path):
     _, hall = made
     done = switch(hall.sites["blocked"], tmp_path / "host", ":buildah")

@@ -231,6 +231,22 @@ class ObjectSink:
             self._members.add(self._entry, index)
         self._hasher = None
 
+    def reuse(self, entry: tar.TarEntry, name: str) -> None:
+        """The content is that of a known object: its name is the digest, so nothing is hashed again."""
+        if self._hasher is not None:  # begun as a large file
+            for descriptor in (self._candidate, self._output):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            if self._output >= 0:
+                os.unlink(_PARTIAL, dir_fd=self._objects)
+            self._candidate = self._output = -1
+            self._hasher = None
+        digest = bytes.fromhex(name)
+        if len(digest) != splitstream.DIGEST_BYTES[self._algorithm]:
+            raise OSError(errno.EIO, "an object that is none")
+        self._reused += digest not in self._seen
+        self._members.add(entry, self._stream.external(digest, entry.size))
+
     def finish(self) -> dict[str, Any]:
         """Write splitstream and notes.
 
