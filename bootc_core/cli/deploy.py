@@ -27,6 +27,7 @@ from bootc_core.errors import (
     BootcError,
     StorageError,
     TransactionError,
+    UnsupportedEnvironmentError,
     UsageError,
     VerificationError,
     printable,
@@ -95,7 +96,7 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
-    if arguments.sysroot is not None and arguments.apply:
+    if arguments.sysroot is not None and (arguments.apply or arguments.soft_reboot):
         raise UsageError(
             "--apply reboots the running host and cannot be used with --sysroot",
             hint="leave --apply out; what was staged boots next",
@@ -127,12 +128,21 @@ def _prepare(storage: Storage) -> None:
 
 
 def _apply(arguments: argparse.Namespace, outcome: Outcome | None) -> int:
-    """Reboot, if that was asked for and something else boots then."""
-    if (
-        arguments.apply
-        and outcome is not None
-        and outcome.kind not in {"unchanged", "skipped", "staged"}
-    ):
+    """Reboot, if that was asked for and something else boots then.
+
+    Raises:
+        UnsupportedEnvironmentError: only userspace was to be restarted, which no storage backend can prepare.
+    """
+    if outcome is None or outcome.kind in {"unchanged", "skipped", "staged"}:
+        return 0
+    if arguments.soft_reboot == "required":
+        slot = "rollback" if outcome.kind == "rolled-back" else "staged"
+        raise UnsupportedEnvironmentError(
+            f"Soft reboot was required but {slot} deployment is not soft-reboot capable",
+            reference="no-soft-reboot",
+            hint="/etc is merged at shutdown, after the next root would be mounted; reboot, or give --soft-reboot=auto",
+        )
+    if arguments.apply:
         power.reboot()
     return 0
 
@@ -279,6 +289,7 @@ def switch(arguments: argparse.Namespace) -> int:
 def _upgrade_flags(arguments: argparse.Namespace) -> None:
     pairs = (
         ("check", "apply"),
+        ("check", "soft_reboot"),
         ("check", "download_only"),
         ("check", "from_downloaded"),
         ("apply", "download_only"),

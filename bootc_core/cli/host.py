@@ -92,7 +92,25 @@ def boot_complete(arguments: argparse.Namespace) -> int:
     sys.stderr.write(f"error: this boot is not healthy: {failure}\n")
     if partitions.is_counted():
         power.reboot()
+    if deploy.run(lambda: _go_back(arguments, plugins, storage, failure)):
+        power.reboot()
     return 1
+
+
+async def _go_back(
+    arguments: argparse.Namespace, plugins: Plugins, storage: Storage, failure: str
+) -> bool:
+    """Where the boot loader does not count: make the deployment before boot next; False if there is none."""
+    async with orchestrator.transaction(
+        plugins, storage, outputs.observers(arguments), Operation.ROLLBACK, "", quiet=True
+    ) as (run, host):
+        update = health.pending(storage.sysroot)
+        if update is None or host.rollback is None or host.rollback_queued:
+            return False
+        await orchestrator.roll_back(run, host)
+        health.note_failed(storage.sysroot, "health", replace(update, reason=failure))
+        health.settle(storage.sysroot)
+    return True
 
 
 def _boot_order(storage: Storage) -> tuple[str, ...]:

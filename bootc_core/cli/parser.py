@@ -114,6 +114,16 @@ def _fetching(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _soft_reboot(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--soft-reboot",
+        choices=("required", "auto"),
+        default=None,
+        metavar="MODE",
+        help="restart userspace only: required, or auto (where that is possible)",
+    )
+
+
 def _upgrade(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--check", action="store_true", help="only tell whether there is an update"
@@ -121,6 +131,7 @@ def _upgrade(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--apply", action="store_true", help="reboot into the update (a running host only)"
     )
+    _soft_reboot(command)
     command.add_argument(
         "--download-only", action="store_true", help="stage the update without making it boot"
     )
@@ -168,6 +179,7 @@ def _switch(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--apply", action="store_true", help="reboot into it (a running host only)"
     )
+    _soft_reboot(command)
     command.add_argument(
         "--backend", metavar="NAME", help="storage backend of a new sysroot (default: composefs)"
     )
@@ -200,6 +212,7 @@ def _rollback(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--apply", action="store_true", help="reboot into it (a running host only)"
     )
+    _soft_reboot(command)
     _sysroot(command)
     command.set_defaults(run="bootc_core.cli.deploy:rollback", command="rollback")
 
@@ -444,6 +457,24 @@ def _image(command: argparse.ArgumentParser) -> None:
     copying.set_defaults(run="bootc_core.cli.image:copy", command="image copy")
 
 
+def _usr_overlay(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--read-only",
+        action="store_true",
+        help="read-only for the host; who has a mount namespace of his own can remount it",
+    )
+    command.set_defaults(run="bootc_core.cli.overlay:usr_overlay", command="usr-overlay")
+
+
+def _edit(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-f", "--filename", metavar="FILE", type=Path, help="take the document from FILE"
+    )
+    _deploying(command)
+    _sysroot(command)
+    command.set_defaults(run="bootc_core.cli.edit:edit", command="edit")
+
+
 def _internals(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
     boot = actions.add_parser(
@@ -470,6 +501,18 @@ _COMMANDS = (
     ("switch", (), "Follow another image: deploy it and make it boot next.", _switch),
     ("plan", (), "Show what an upgrade or switch would fetch, need and change.", _plan),
     ("rollback", (), "Make the previous deployment boot next; again: back.", _rollback),
+    (
+        "edit",
+        (),
+        "Change the host's specification in an editor: another image, or a rollback.",
+        _edit,
+    ),
+    (
+        "usr-overlay",
+        ("usroverlay",),
+        "Make /usr writable until the next reboot (a running host only).",
+        _usr_overlay,
+    ),
     ("status", (), "Show what is staged, booted, and kept for rollback.", _status),
     ("fsck", (), "Check everything that is stored, and put back what is damaged.", _fsck),
     ("image", (), "List deployed images, and copy images between places.", _image),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,26 +27,36 @@ def verity(slot):
     return slot and slot["composefs"]["verity"]
 
 
-@pytest.fixture
-def layout(tmp_path):
-    build(tmp_path / "oci", [version(1)], tag="os")
-    return tmp_path / "oci"
-
-
-@pytest.fixture
-def host(tmp_path, layout):
-    """A host that booted version 1 and follows it."""
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A layout with version 1, and a host that was deployed from it."""
+    home = tmp_path_factory.mktemp("base")
+    build(home / "oci", [version(1)], tag="os")
     done = subprocess.run(
         [
-            *(BOOTC, "switch", "--sysroot", tmp_path / "host", "--no-signature-verification"),
-            *("--transport", "oci", f"{layout}:os"),
+            *(BOOTC, "switch", "--sysroot", home / "host", "--no-signature-verification"),
+            *("--transport", "oci", f"{home}/oci:os"),
         ],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return home
+
+
+@pytest.fixture
+def layout(base, tmp_path):
+    return Path(shutil.copytree(base / "oci", tmp_path / "oci"))
+
+
+@pytest.fixture
+def host(base, layout, tmp_path):
+    """A host that booted version 1 and follows it."""
+    shutil.copytree(base / "host", tmp_path / "host", symlinks=True)
     (first,) = os.listdir(tmp_path / "host/state/deploy")
+    origin = tmp_path / f"host/state/deploy/{first}/{first}.origin"
+    origin.write_text(origin.read_text().replace(f"{base}/oci", str(layout)))
     return Booted(tmp_path / "booted", tmp_path / "host", first)
 
 
@@ -285,9 +296,13 @@ def test_an_update_that_is_not_healthy_goes_back_and_is_not_taken_again(host, la
     host.mounts["/usr/lib/bootc/health.d"] = checks
     second = updated(host, layout)
     check.write_text("#!/bin/sh\necho 'the disk is on fire'\nexit 1\n")
-    done = host.bootc("internals", "boot-complete")
-    assert done.returncode == 1
-    assert "10-site: the disk is on fire" in done.stderr
+    cmdline = host.home / "cmdline"
+    cmdline.write_text(cmdline.read_text().strip() + " bootc.counted\n")
+    with pytest.raises(subprocess.TimeoutExpired) as caught:
+        host.bootc("internals", "boot-complete", timeout=20)  # it reboots
+    assert b"10-site: the disk is on fire" in caught.value.stderr
+    assert any("systemctl reboot" in call for call in host.calls())
+    assert host.boots_next() == second
     use_up_tries(host)
     assert host.boots_next() == first
 
@@ -305,6 +320,24 @@ def test_an_update_that_is_not_healthy_goes_back_and_is_not_taken_again(host, la
     build(layout, [version(3)], tag="os")
     assert "Queued for next boot" in host.done("upgrade")
     assert verity(host.status()["staged"]) not in {None, first, second}
+
+
+def test_without_a_counting_loader_an_unhealthy_update_goes_back_at_once(host, layout):
+    first = host.deployment
+    checks = host.home / "health"
+    checks.mkdir()
+    host.mounts["/usr/lib/bootc/health.d"] = checks
+    second = updated(host, layout)
+    (checks / "10-new").write_text("#!/bin/sh\nexit 1\n")
+    (checks / "10-new").chmod(0o755)
+    with pytest.raises(subprocess.TimeoutExpired):
+        host.bootc("internals", "boot-complete", timeout=20)
+    assert any("systemctl reboot" in call for call in host.calls())
+    assert host.boots_next() == first
+    host.boot(first)
+    assert "10-new: it ended with exit status 1" in host.done("status", "--format", "humanreadable")
+    assert "failed on this host" in host.done("upgrade")
+    assert verity(host.status()["rollback"]) == second
 
 
 def test_an_update_that_never_came_up(host, layout):
@@ -333,3 +366,78 @@ def test_a_failure_at_shutdown_is_told_at_the_next_boot(host, layout):
     (etc / "x").unlink()
     etc.rmdir()
     assert "Queued for next boot" in host.done("upgrade")
+
+
+# --- usr-overlay, edit, soft reboot -----------------------------------------------------------------------------------------
+
+
+def test_usr_is_writable_until_the_reboot(host):
+    root = subprocess.run(
+        ["findmnt", "-no", "FSTYPE", "/"], capture_output=True, text=True, check=True
+    )
+    if root.stdout.strip() == "overlay":
+        pytest.skip("this machine's root is an overlay, and the kernel stacks only two")
+    script = f"""
+        {BOOTC} usr-overlay && touch /usr/written && {BOOTC} usroverlay
+        {BOOTC} status --json; echo; umount -l /usr; test ! -e /usr/written
+        {BOOTC} usr-overlay --read-only; touch /usr/written || {BOOTC} status --json
+    """
+    done = host.run("sh", "-c", script)
+    lines = done.stdout.splitlines()
+    assert lines[:3] == [
+        "A read/write overlayfs is now mounted on /usr",
+        "All changes there will be discarded on reboot.",
+        "An overlayfs is already mounted on /usr",
+    ]
+    first, last = (json.loads(line)["status"]["usrOverlay"] for line in (lines[3], lines[-1]))
+    assert first == {"accessMode": "readWrite", "persistence": "transient"}
+    assert last == {"accessMode": "readOnly", "persistence": "transient"}
+    assert lines[4] == "A read-only overlayfs is now mounted on /usr"
+
+
+def test_usr_overlay_is_for_booted_hosts(host):
+    host.environment["container"] = "docker"
+    assert "only applies on booted hosts" in host.bootc("usr-overlay").stderr
+
+
+def test_edit(host, layout):
+    def edited(change):
+        (host.home / "editor").write_text(f"#!/bin/sh\n{change}\n")
+        (host.home / "editor").chmod(0o755)
+        host.environment["EDITOR"] = str(host.home / "editor")
+        return host.bootc("edit")
+
+    assert edited("true").stdout == "Edit cancelled, no changes made.\n"
+    build(layout, [version(2)], tag="next")
+    assert "Queued for next boot" in edited("sed -i 's/oci:os$/oci:next/' $1").stdout
+    host.done("composefs-finalize-staged")
+    first, second = host.deployment, host.boots_next()
+    host.boot(second)
+    assert (
+        "rollback deployment"
+        in edited("sed -i 's/bootOrder: default/bootOrder: rollback/' $1").stdout
+    )
+    assert host.boots_next() == first
+    done = edited("sed -i 's/oci:next$/oci:os/; s/bootOrder: rollback/bootOrder: default/' $1")
+    assert "Invalid state transition: rollback and image change" in done.stderr
+    for change, says in (
+        ("echo '{' > $1", "not a host document"),
+        ("exit 3", "the editor failed"),
+        ("sed -i '/^  image:/,/^    transport/d' $1", "Missing image in specification"),
+    ):
+        done = edited(change)
+        assert done.returncode == 1, done
+        assert says in done.stderr
+    document = host.home / "host.yaml"
+    document.write_text(host.done("status", "--format", "yaml"))
+    assert "no changes made" in host.done("edit", "-f", document)
+
+
+def test_a_soft_reboot_is_refused_or_done_without(host, layout):
+    build(layout, [version(2)], tag="os")
+    done = host.bootc("upgrade", "--soft-reboot=required")
+    assert done.returncode == 1
+    assert "staged deployment is not soft-reboot capable" in done.stderr
+    assert host.done("upgrade", "--soft-reboot=auto") == "Staged update present, not changed\n"
+    assert host.bootc("upgrade", "--soft-reboot").returncode == 2
+    assert host.bootc("upgrade", "--check", "--soft-reboot=auto").returncode == 2

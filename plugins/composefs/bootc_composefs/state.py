@@ -32,6 +32,8 @@ from bootc_composefs.repository import Repository
 from bootc_core import limits
 from bootc_core.boot import bls
 from bootc_core.errors import BootcError, ContentError, StorageError, printable
+from bootc_core.fs import mounts
+from bootc_core.host import overlay
 from bootc_core.host.environment import running_deployment
 from bootc_core.models.host import ComposefsInfo, Deployment, HostStatus, ImageStatus
 from bootc_core.models.reference import ImageReference, SignedReference
@@ -230,6 +232,7 @@ def read_host(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> HostStatus:
         rollback_queued=bool(
             current and present and present[0].deployment_id != current.deployment_id
         ),
+        usr_overlay=overlay.present(mounts.table()) if sysroot.live else None,
         read_only=_read_only(sysroot),
         notes=tuple(notes),
     )
