@@ -1,5 +1,6 @@
 # What people and CI call; the work is in demo/ and scripts/, which need no make.
 .PHONY: help setup demo test lint types check bench bench-ostree bench-update conformance credential-chains fault-proxy bad-inputs fsck misbehaviour vm vm-kill ostree-versions clean
+.PHONY: help setup demo test lint types check bench bench-update conformance credential-chains fault-proxy bad-inputs fsck misbehaviour vm vm-kill live-host clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -48,9 +49,11 @@ fuzz: ## fuzz every parser for TIME seconds each (default 300), guided by covera
 	for target in $$(.venv/bin/python -c 'import sys; sys.path[:0] = ["tests/fuzz", "tests"]; import targets; print(*targets.TARGETS)'); do .venv/bin/python tests/fuzz/fuzz.py $$target $${TIME:-300} || exit 1; done
 fuzz-diff: ## compare the tar reader with tarfile, GNU tar and bsdtar on EXAMPLES generated archives (default 100000)
 	BOOTC_FUZZ_EXAMPLES=$${EXAMPLES:-100000} .venv/bin/python -m pytest -q tests/fuzz -k "tar"
-=======
 ostree-versions: ## the ostree backend's tests with the libostree of Debian 13 and of unstable, in chroots (root)
 	python3 scripts/ostree_versions.py .cache/ostree
->>>>>>> 7bab6af (Explain the ostree backend: what is where, how a change goes, what differs; run its tests with other releases' libostree)
+=======
+live-host: ## all that commands do on a running host, in mount namespaces (root)
+	.venv/bin/python -m pytest -q tests/system/test_live_host.py tests/system/live_host_more.py
+>>>>>>> b56874a (Keep the longer tests of running hosts behind a target)
 clean: ## remove caches and the environment
 	rm -rf .cache .venv

@@ -11,12 +11,15 @@ Each call runs in mount namespaces that end with it: the root is an overlay over
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from support.images import Dir, Link, bootable, build
 
 PROJECT = Path(__file__).resolve().parents[2]
 BOOTC = Path(sys.executable).with_name("bootc")
@@ -60,7 +63,8 @@ class Booted:
     optional: bool = True
     source: str | None = None  # of the root's mount; None: as the initramfs names it
     own_etc: bool = False  # the deployment's etc is /etc
-    program: str = "exit 0"  # what systemctl does after it was written down
+    # what systemctl and systemd-run do after it was written down: a reboot ends the program that asked for it
+    program: str = 'case "$*" in *reboot*) kill -9 $PPID ;; esac; exit 0'
     environment: dict[str, str] = field(default_factory=dict)
     mounts: dict[str, Path] = field(default_factory=dict)  # directories of the test, by their place
 
@@ -126,3 +130,45 @@ class Booted:
         """How systemctl and systemd-run were called."""
         path = self.home / "run/calls"
         return path.read_text().splitlines() if path.exists() else []
+
+
+# --- images and what happens to them ------------------------------------------------------------------------------------
+
+
+def version(number: int, **more: Any) -> dict[str, Any]:
+    return bootable(
+        {"etc/motd": f"version {number}\n", "usr/lib/number": str(number), **more},
+        version=str(number),
+    )
+
+
+def verity(slot: dict[str, Any] | None) -> Any:
+    return slot and slot["composefs"]["verity"]
+
+
+COUNTED = {
+    "usr/lib/systemd/system": Dir(),
+    "usr/lib/systemd/system/boot-complete.target.requires": Dir(),
+    "usr/lib/systemd/system/boot-complete.target.requires/bootc-boot-complete.service": Link(
+        "../bootc-boot-complete.service"
+    ),
+    "usr/lib/systemd": Dir(),
+}
+COUNTED = dict(sorted(COUNTED.items()))
+
+
+def updated(host: Booted, layout: Path) -> str:
+    """The host runs the first try of version 2."""
+    build(layout, [version(2, **COUNTED)], tag="os")
+    host.done("upgrade")
+    host.done("composefs-finalize-staged")
+    second = host.boots_next()
+    host.boot(second)
+    assert [name for name in os.listdir(host.sysroot / "boot/loader/entries") if "+3-0" in name]
+    return second
+
+
+def use_up_tries(host: Booted) -> None:
+    """What systemd-boot does to the counted entry when it was tried often enough."""
+    (path,) = (host.sysroot / "boot/loader/entries").glob("*+*.conf")
+    path.rename(path.with_name(path.name.replace("+3-0", "+0-3")))
