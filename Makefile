@@ -43,7 +43,6 @@ vm: ## install, boot, upgrade, reboot and roll back virtual machines, each backe
 vm-kill: ## pull the plug of a virtual machine at random moments of upgrades; it always boots (root)
 	scripts/setup.sh vm
 	.venv/bin/python vm/kill.py $(VM)
-<<<<<<< HEAD
 fuzz: ## fuzz every parser for TIME seconds each (default 300), guided by coverage (atheris)
 	-.venv/bin/pip install -q atheris
 	for target in $$(.venv/bin/python -c 'import sys; sys.path[:0] = ["tests/fuzz", "tests"]; import targets; print(*targets.TARGETS)'); do .venv/bin/python tests/fuzz/fuzz.py $$target $${TIME:-300} || exit 1; done
@@ -51,9 +50,7 @@ fuzz-diff: ## compare the tar reader with tarfile, GNU tar and bsdtar on EXAMPLE
 	BOOTC_FUZZ_EXAMPLES=$${EXAMPLES:-100000} .venv/bin/python -m pytest -q tests/fuzz -k "tar"
 ostree-versions: ## the ostree backend's tests with the libostree of Debian 13 and of unstable, in chroots (root)
 	python3 scripts/ostree_versions.py .cache/ostree
-=======
 live-host: ## all that commands do on a running host, in mount namespaces (root)
 	.venv/bin/python -m pytest -q tests/system/test_live_host.py tests/system/live_host_more.py
->>>>>>> b56874a (Keep the longer tests of running hosts behind a target)
 clean: ## remove caches and the environment
 	rm -rf .cache .venv
