@@ -110,6 +110,7 @@ CHILD_VERIFY_TIMEOUT_S: Final = 100.0
 CHILD_PARTICIPANT_TIMEOUT_S: Final = 300.0
 CHILD_EVENTS_TIMEOUT_S: Final = 3.0  # for what an observer has not read when the run ends
 CHILD_MEMORY_BYTES: Final = 1 * GIB  # address space
+CHILD_PROCESSES: Final = 256  # and threads, of all that a plugin starts; where systemd counts them
 CHILD_SWEEPS: Final = 100  # generations of processes that a plugin left behind
 IMAGE_HOOK_MEMORY_BYTES: Final = 512 * MIB  # address space
 IMAGE_HOOK_FILE_BYTES: Final = 1 * MIB  # into its own pipes; there is no file that it could write

@@ -14,6 +14,7 @@ import ctypes
 import json
 import os
 import resource
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -57,6 +58,17 @@ def _sweep() -> None:
                 os.waitpid(child, 0)
 
 
+def _ended(child: int, answers: int) -> bool:
+    """Wait until the child ends, or nobody is left to read its answer (False): as a service it would not end with its reader."""
+    ends = os.pidfd_open(child)
+    waiting = select.poll()
+    waiting.register(ends, select.POLLIN)
+    waiting.register(answers, 0)
+    while True:
+        for descriptor, _ in waiting.poll():
+            return descriptor == ends
+
+
 def confine(memory_bytes: int) -> None:
     """Bound this process and what it starts, and give the plugin a process of its own; returns in that one."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -74,9 +86,12 @@ def confine(memory_bytes: int) -> None:
 
         if not apart:
             signal.signal(signal.SIGTERM, end)
+        answers = os.dup(1)
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
+        if not _ended(child, answers):
+            os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not apart:
             _sweep()

@@ -206,11 +206,16 @@ async def call(
         HookError: no answer in time, none at all, or one that is no answer.
         BootcError: what the plugin raised.
     """
-    from bootc_core.containment import messages
+    from bootc_core.containment import messages, unit
 
     seconds = bounds.of(hook)
+    command = _command(bounds)
+    if unit.available():
+        command = unit.command(
+            source.name, command, _environment(), seconds=seconds, memory_bytes=bounds.memory_bytes
+        )
     done = await process.run(
-        _command(bounds),
+        command,
         stdin=_request(source, hook, await messages.pack(arguments)),
         timeout_s=seconds,
         env=_environment(),
@@ -313,6 +318,8 @@ class _Observer:
         if self._child is not None and self._child.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._child.pid, 9)
+            with suppress(subprocess.TimeoutExpired):
+                self._child.wait(self._bounds.events_s)
 
     def _end(self) -> None:
         self._over = True

@@ -235,7 +235,7 @@ class Transaction:
 
     def introduce(self, staged: StagedDeployment) -> None:
         """Let the gates of finalize ask what was staged, if root lets images have a say."""
-        if self.hooks.plugins.image_hooks:
+        if self.hooks.plugins.image_hooks and not self.quiet:
             place = unpack_image_hooks(self.storage.sysroot, self.storage.backend, staged)
             self.update(image_hooks=place)
 
