@@ -1,5 +1,5 @@
 # What people and CI call; the work is in demo/ and scripts/, which need no make.
-.PHONY: help setup demo test lint types check bench bench-ostree bench-update conformance credential-chains fault-proxy bad-inputs fsck misbehaviour vm vm-kill ostree-versions clean
+.PHONY: help setup demo test lint types check bench bench-ostree bench-update conformance credential-chains fault-proxy bad-inputs fsck misbehaviour vm vm-health vm-kill ostree-versions clean
 .PHONY: help setup demo test lint types check bench bench-update conformance credential-chains fault-proxy bad-inputs fsck misbehaviour vm vm-kill live-host clean
 
 help: ## this list
@@ -40,6 +40,9 @@ misbehaviour: ## eight kinds of misbehaving plugins in every hook of a child pro
 vm: ## install, boot, upgrade, reboot and roll back virtual machines, each backend and bootloader (root)
 	scripts/setup.sh vm
 	.venv/bin/python vm/cycle.py $(VM)
+vm-health: ## updates that hang at boot or are not healthy are taken back by the machine itself (root)
+	scripts/setup.sh vm
+	.venv/bin/python vm/health.py
 vm-kill: ## pull the plug of a virtual machine at random moments of upgrades; it always boots (root)
 	scripts/setup.sh vm
 	.venv/bin/python vm/kill.py $(VM)

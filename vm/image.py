@@ -172,6 +172,38 @@ def second(old: str, new: str) -> list[layout.Member]:
     ]
 
 
+def hanging() -> list[layout.Member]:
+    """The members of an update whose boot never gets as far as its services; it has two minutes for that."""
+    units = "usr/lib/systemd/system"
+    service = b"""[Unit]
+DefaultDependencies=no
+Before=sysinit.target
+[Service]
+Type=oneshot
+TimeoutStartSec=infinity
+ExecStart=/bin/sleep infinity
+"""
+    return [
+        layout.Member("usr/lib/vm/version", b"hang\n"),
+        layout.Member(f"{units}/vm-hang.service", service),
+        layout.Member(f"{units}/sysinit.target.wants/vm-hang.service", link="../vm-hang.service"),
+        layout.Member(f"{units}/bootc-boot-deadline.timer.d", mode=0o755),
+        layout.Member(
+            f"{units}/bootc-boot-deadline.timer.d/vm.conf", b"[Timer]\nOnBootSec=\nOnBootSec=120\n"
+        ),
+    ]
+
+
+def unhealthy() -> list[layout.Member]:
+    """The members of an update that boots, and whose own health check says no."""
+    check = b"#!/bin/sh\necho the heart does not beat\nexit 1\n"
+    return [
+        layout.Member("usr/lib/vm/version", b"sick\n"),
+        layout.Member("usr/lib/bootc/health.d", mode=0o755),
+        layout.Member("usr/lib/bootc/health.d/50-vm", check, mode=0o755),
+    ]
+
+
 def labels(version: str) -> dict[str, str]:
     """The labels that make an image bootable, and its version."""
     return {
@@ -263,6 +295,8 @@ def build(cache: Path, suite: str = SUITE) -> Path:
     image.add_image("v1", first, labels("1"))
     update = image.add_tar(second(old, new), "gzip")
     image.add_image("v2", [*first, update, layers[new]], labels("2"))
+    for name, members in (("hang", hanging()), ("sick", unhealthy())):
+        image.add_image(name, [*first, image.add_tar(members, "gzip")], labels(name))
     marker.write_text(wanted)
     return home / "oci"
 

@@ -484,6 +484,12 @@ def _internals(command: argparse.ArgumentParser) -> None:
     )
     _sysroot(boot)
     boot.set_defaults(run="bootc_core.cli.host:boot_complete", command="internals boot-complete")
+    fstab = actions.add_parser(
+        "fixup-etc-fstab",
+        help="mark / read-only in /etc/fstab",
+        description="Add ro to the line of / in /etc/fstab.",
+    )
+    fstab.set_defaults(run="bootc_core.host.fstab:fix", command="internals fixup-etc-fstab")
 
 
 def _completion(command: argparse.ArgumentParser) -> None:
