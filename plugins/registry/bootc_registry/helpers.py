@@ -24,7 +24,10 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NOT_FOUND: Final = "credentials not found in native keychain"
 _TIMEOUT_S: Final = 30.0
 _TEXT: Final = re.compile(r"[^\x00-\x1f\x7f]*")
-_PASSED_ON: Final = ("HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "DBUS_SESSION_BUS_ADDRESS")
+_PASSED_ON: Final = (
+    *("HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "DBUS_SESSION_BUS_ADDRESS"),
+    *("GNUPGHOME", "PASSWORD_STORE_DIR"),
+)
 
 
 def ask_helper(

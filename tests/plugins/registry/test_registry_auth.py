@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import socket
+import subprocess
+import tempfile
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qsl
 
@@ -504,6 +508,37 @@ def test_a_helper_that_fails_is_named(tmp_path, body, found):
     assert "docker-credential-test" in caught.value.message
     assert found in caught.value.found
     assert "canary" not in str(caught.value.to_json())
+
+
+@pytest.mark.real
+def test_a_real_helper(tmp_path):
+    """``docker-credential-pass``: a store of its own, encrypted to a key of its own."""
+    home = Path(tempfile.mkdtemp(prefix="gpg-"))  # sockets have short names
+    environ = {"PATH": "/usr/bin:/bin", "HOME": str(home), "GNUPGHOME": str(home / "gnupg")}
+    environ["PASSWORD_STORE_DIR"] = str(home / "store")
+    (home / "gnupg").mkdir(mode=0o700)
+
+    def run(*command: str, stdin: str = "") -> str:
+        done = subprocess.run(
+            command, env=environ, input=stdin, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    data = json.dumps({"credHelpers": {NAME.domain: "pass", "other.example": "pass"}}).encode()
+    try:
+        key = ("--batch", "--passphrase", "", "--quick-generate-key", "tests", "future-default")
+        run("gpg", *key, "default", "never")
+        run("pass", "init", "tests")
+        entry = {"ServerURL": NAME.domain, "Username": "reader", "Secret": "canary-in-the-store"}
+        run("docker-credential-pass", "store", stdin=json.dumps(entry))
+        found = parse_auth(data, NAME, "auth.json", environ)
+        assert (found.username, found.password) == ("reader", "canary-in-the-store")
+        other = RegistryName.parse("other.example/os:1")
+        assert parse_auth(data, other, "auth.json", environ) is None
+    finally:
+        subprocess.run(["gpgconf", "--kill", "all"], env=environ, check=False)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.mark.parametrize("name", ["gone", "../evil", "", "a b"])
