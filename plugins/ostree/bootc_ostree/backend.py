@@ -374,21 +374,7 @@ async def prune(context: Context, sysroot: Sysroot) -> bool:
     staged = staged_commit(sysroot)
     if staged is not None:
         kept.add(staged)
-    layer_refs: set[str] = set()
-    diff_ids: set[str] = set()
-    for commit in kept:
-        metadata = repo.read_commit(commit)["metadata"]
-        if "ostree.manifest" not in metadata:
-            continue  # not from an image
-        manifest = origins.document(str(metadata["ostree.manifest"]).encode())
-        config = origins.document(str(metadata["ostree.container.image-config"]).encode())
-        layer_refs |= {
-            f"{BLOBS}/{objects.escape_ref(str(layer['digest']))}" for layer in manifest["layers"]
-        }
-        diff_ids |= {
-            str(diff_id).rpartition(":")[2]
-            for diff_id in (config.get("rootfs") or {}).get("diff_ids", ())
-        }
+    layer_refs, diff_ids = layers.needed(repo, kept)
     for ref, commit in repo.refs(IMAGES).items():
         if commit not in kept:
             repo.remove_ref(ref)

@@ -16,7 +16,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -210,6 +210,31 @@ def known_members(
             catalogue="STATE",
         )
     return list(repo.layer_members(commit))
+
+
+def needed(repo: Repo, commits: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Refs of the layers of images by their merged commits, and hex digits of these layers' diffIDs.
+
+    Raises:
+        StorageError: a commit cannot be read.
+    """
+    refs: set[str] = set()
+    diff_ids: set[str] = set()
+    for commit in commits:
+        metadata = repo.read_commit(commit)["metadata"]
+        if "ostree.manifest" not in metadata:
+            continue  # not from an image
+        manifest = origins.document(str(metadata["ostree.manifest"]).encode())
+        refs |= {
+            f"{BLOBS}/{objects.escape_ref(str(layer['digest']))}" for layer in manifest["layers"]
+        }
+        text = str(metadata.get("ostree.container.image-config", "null"))
+        config = {} if text == "null" else origins.document(text.encode())  # of old versions
+        diff_ids |= {
+            str(diff_id).rpartition(":")[2]
+            for diff_id in (config.get("rootfs") or {}).get("diff_ids", ())
+        }
+    return refs, diff_ids
 
 
 def _refs_by_diff_id(repo: Repo) -> dict[str, str]:

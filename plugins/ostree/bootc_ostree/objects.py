@@ -197,3 +197,25 @@ def escape_ref(text: str) -> str:
         else:
             out.append(f"_{ord(char):02X}_")
     return "".join(out)
+
+
+def unescape_ref(name: str) -> str:
+    """The reverse of ``escape_ref``.
+
+    Raises:
+        ValueError: not what ``escape_ref`` makes.
+    """
+    out = []
+    position = 0
+    while position < len(name):
+        char = name[position]
+        position += 1
+        if char != "_":
+            out.append(char)
+            continue
+        end = name.find("_", position)
+        if end < 0:
+            raise ValueError("a ref with half an escape")
+        out.append(chr(int(name[position:end], 16)) if end > position else "_")
+        position = end + 1
+    return "".join(out)

@@ -50,10 +50,10 @@ class Member:
 
 
 class Repo:
-    """The repository at ``SYSROOT/ostree/repo``, and the layer cache beside it."""
+    """The repository at ``SYSROOT/ostree/repo`` (or at ``path``), and the layer cache beside it."""
 
-    def __init__(self, sysroot: Path) -> None:
-        self.path = sysroot / "ostree/repo"
+    def __init__(self, sysroot: Path, path: Path | None = None) -> None:
+        self.path = path or sysroot / "ostree/repo"
         self.objects = self.path / "objects"
         self._objects = str(self.objects)
         self._made: set[str] = set()  # directories of objects

@@ -51,7 +51,7 @@ _IMAGE_KEYS: Final = (
     "ostree.manifest",
     "ostree.container.image-config",
 )
-_CACHED_KEYS: Final = (
+CACHED_KEYS: Final = (
     "ostree-ext.cached.manifest-digest",
     "ostree-ext.cached.manifest",
     "ostree-ext.cached.config",
@@ -304,7 +304,7 @@ def _describe(sysroot: Sysroot, present: Present) -> Deployment:
     }
     return Deployment(
         image=_image(origin, repo.read_commit(present.checksum)["metadata"]),
-        cached_update=_image(origin, detached, _CACHED_KEYS),
+        cached_update=_image(origin, detached, CACHED_KEYS),
         incompatible=origin.incompatible,
         pinned=key_file_value(data, "libostree-transient", "pinned") == "true",
         ostree=OstreeInfo(present.stateroot, present.checksum, present.serial),
@@ -341,7 +341,7 @@ def note_update(sysroot: Sysroot, reference: ImageReference, image: FetchedImage
     )
     kept = repo.read_detached(present.checksum)
     if kept is not None:  # signatures of others may be in there
-        noted = {key: ("s", value) for key, value in zip(_CACHED_KEYS, values, strict=True)}
+        noted = {key: ("s", value) for key, value in zip(CACHED_KEYS, values, strict=True)}
         repo.write_detached(present.checksum, {**kept, **noted})
 
 
