@@ -14,6 +14,8 @@
 
     [plugins]
     blocked = ["NAME", ...]
+    required = ["NAME", ...]         # without these no update is made: not installed, blocked or left out
+    wanted = ["NAME", ...]           # without these an update is made, with a warning
     in-process = ["NAME", ...]       # plugins of others that root trusts like this program; the others run in child processes
     fail-open = ["NAME", ...]        # a failure of these only warns; never of a signature policy
     fail-closed = ["NAME", ...]      # a failure of these stops, whatever they declare
@@ -46,6 +48,8 @@ class Config:
     backend: str = "composefs"
     bootloader: str = "systemd-boot"
     blocked: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    wanted: tuple[str, ...] = ()
     in_process: tuple[str, ...] = ()
     fail_open: tuple[str, ...] = ()
     fail_closed: tuple[str, ...] = ()
@@ -72,6 +76,8 @@ _KEYS = {
     "network.on-metered": ("on_metered", "ignore or refuse"),
     "network.seeds": ("seeds", "a list of strings"),
     "plugins.blocked": ("blocked", "a list of strings"),
+    "plugins.required": ("required", "a list of strings"),
+    "plugins.wanted": ("wanted", "a list of strings"),
     "plugins.in-process": ("in_process", "a list of strings"),
     "plugins.fail-open": ("fail_open", "a list of strings"),
     "plugins.fail-closed": ("fail_closed", "a list of strings"),

@@ -44,7 +44,7 @@ def show(arguments: argparse.Namespace) -> int:
     _, plugins, storage = common.existing(arguments, write=True)  # it tries the lock
     import trio
 
-    found = [*_state(storage), *trio.run(_gates, storage, plugins)]
+    found = [*_missing(plugins), *_state(storage), *trio.run(_gates, storage, plugins)]
     if arguments.json:
         sys.stdout.write(json.dumps([asdict(one) for one in found], indent=2) + "\n")
     elif not found:
@@ -52,6 +52,17 @@ def show(arguments: argparse.Namespace) -> int:
     for one in () if arguments.json else found:
         sys.stdout.write(f"{one.owner}: {one.what}: {printable(one.reason)}; ends: {one.end}\n")
     return 1 if found else 0
+
+
+def _missing(plugins: Plugins) -> Iterator[Blocker]:
+    for info in plugins.infos:
+        if info.state == "missing" and info.place == "required":
+            yield Blocker(
+                "administrator",
+                "requires a plugin",
+                f"{info.source.name} is not loaded",
+                "when it is installed, or [plugins] required does not name it",
+            )
 
 
 def _state(storage: Storage) -> Iterator[Blocker]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 
 from bootc_core.engine.plan import Target
 from bootc_core.engine.sysroots import Storage
 from bootc_core.engine.transaction import new_transaction_id
-from bootc_core.errors import PluginError
+from bootc_core.errors import PluginError, printable
 from bootc_core.hooks.manager import Plugins
 from bootc_core.models.context import Context, ImageSummary, Phase
 
@@ -30,10 +31,10 @@ def checking_context(storage: Storage, target: Target, reason: str) -> Context:
 
 
 def check_providers(plugins: Plugins) -> None:
-    """Refuse to go on without any signature policy: a missing verifier means refuse.
+    """Refuse to go on without any signature policy or without a plugin that root requires; warn where root wants one.
 
     Raises:
-        PluginError: none is loaded.
+        PluginError: none is loaded, or a required one is not.
     """
     if not plugins.policies:
         raise PluginError(
@@ -41,3 +42,13 @@ def check_providers(plugins: Plugins) -> None:
             reference="no-provider",
             hint="unblock the plugin signing, or install another policy plugin",
         )
+    for info in plugins.infos:
+        name = printable(info.source.name)
+        if info.state == "missing" and info.place == "required":
+            raise PluginError(
+                f"plugin {name} is required on this host, and not loaded",
+                reference="plugin-missing",
+                hint=f"install it, or unblock it (bootc plugins list), or take {name} out of [plugins] required",
+            )
+        if info.state == "missing":
+            sys.stderr.write(f"warning: plugin {name} is wanted on this host, and not loaded\n")

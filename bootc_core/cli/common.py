@@ -12,6 +12,7 @@ from bootc_core.engine import sysroots
 from bootc_core.engine.sysroots import Storage
 from bootc_core.errors import UsageError, printable
 from bootc_core.hooks import manager
+from bootc_core.hooks.discovery import PluginSource
 from bootc_core.host import live
 from bootc_core.models.sysroot import Sysroot
 
@@ -35,6 +36,11 @@ def load(arguments: argparse.Namespace) -> tuple[Config, manager.Plugins]:
         ),
     )
     plugins.hold_bounds.update(map(configs.parse_bound, settings.hold_bounds))
+    loaded = {info.source.name for info in plugins.infos if info.state == "loaded"}
+    for place, names in (("required", settings.required), ("wanted", settings.wanted)):
+        for name in (one for one in names if one not in loaded):
+            source = PluginSource(name, "", "", "", "")
+            plugins.infos.append(manager.PluginInfo(source, "missing", place=place))
     plugins.image_hooks = settings.image_hooks == "yes"
     return settings, plugins
 

@@ -37,22 +37,25 @@ def list_plugins(arguments: argparse.Namespace) -> int:
         ]
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
         return 0
-    rows = [("PLUGIN", "STATE", "VERSION", "ORIGIN", "HOOKS")]
+    rows = [("PLUGIN", "STATE", "VERSION", "API", "ORIGIN", "HOOKS")]
     apart = []
     for info in plugins.infos:
         origin = (
             "built-in"
             if info.source.builtin
+            else info.place
+            if info.state == "missing"
             else f"{info.source.distribution} in {info.source.location}"
         )
         hooks = ", ".join(name.removeprefix("bootc_") for name in info.hooks)
         if info.state == "loaded" and info.place != "in process":
             apart.append(f"{info.source.name} runs {info.place}\n")
-        rows.append((info.source.name, info.state, info.source.version, origin, hooks))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        api = str(API) if info.state == "loaded" else ""  # another one is not loaded
+        rows.append((info.source.name, info.state, info.source.version, api, origin, hooks))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:
         cells = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
-        sys.stdout.write("  ".join((*cells, row[4])).rstrip() + "\n")
+        sys.stdout.write("  ".join((*cells, row[5])).rstrip() + "\n")
     sys.stdout.write("".join(apart))
     return 0
 
@@ -63,6 +66,8 @@ def _why(hook: str, settings: Config) -> str:
         return "once after loading, each, alphabetically"
     if hook in {"bootc_resolve", "bootc_fetch"}:
         return "the one that offers the reference's transport"
+    if hook == "bootc_install_bootloader":
+        return f"the bootloader of an installation: {settings.bootloader} (boot.bootloader, --bootloader)"
     if hook == "bootc_switch_boot":
         return f"the sysroot's bootloader; a new one: {settings.bootloader} (boot.bootloader, --bootloader)"
     if hook in {

@@ -48,9 +48,9 @@ class PluginInfo:
     """One line of ``bootc plugins list``."""
 
     source: PluginSource
-    state: Literal["loaded", "blocked", "left out"]
+    state: Literal["loaded", "blocked", "left out", "missing"]
     hooks: tuple[str, ...] = ()
-    place: str = "in process"  # or in a child process
+    place: str = "in process"  # or in a child process; of a missing one: "required" or "wanted"
 
 
 @dataclass(slots=True)

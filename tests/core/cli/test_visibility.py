@@ -139,6 +139,29 @@ def test_a_plugin_is_left_out_once(host):
     assert "no signature policy is loaded" in err
 
 
+def test_what_the_site_requires_has_to_be_there(host):
+    """A gate's package that was lost with an image is not a gate that says yes."""
+    settings = host.path / "etc/bootc/config.d/10-required.toml"
+    settings.write_text('[plugins]\nrequired = ["hooks_dir", "window"]\nwanted = ["tell_fleet"]\n')
+    host.publish("2")
+    status, _, err = host("upgrade")
+    assert status == 1
+    assert "plugin window is required on this host, and not loaded" in err
+    assert "administrator: requires a plugin: window is not loaded; ends: " in host("why-not")[1]
+    rows = host("plugins", "list", sysroot=False)[1].splitlines()
+    assert [row.split() for row in rows if " missing " in row] == [
+        ["window", "missing", "required"],
+        ["tell_fleet", "missing", "wanted"],
+    ]
+    assert host("status", "--json")[0] == 0  # looking needs nobody
+    settings.write_text('[plugins]\nrequired = ["hooks_dir"]\nwanted = ["tell_fleet"]\n')
+    assert "plugin hooks_dir is required" in host("upgrade", "--no-plugin", "hooks_dir")[2]
+    status, _, err = host("upgrade")
+    assert status == 0
+    assert "warning: plugin tell_fleet is wanted on this host, and not loaded" in err
+    assert host("rollback", "--safe-mode")[0] == 0
+
+
 def test_the_order_says_who_and_why(host):
     status, out, _ = host("plugins", "list", "--order", "--no-plugin", "ostree", sysroot=False)
     assert status == 0
