@@ -55,5 +55,9 @@ ostree-versions: ## the ostree backend's tests with the libostree of Debian 13 a
 	python3 scripts/ostree_versions.py .cache/ostree
 live-host: ## all that commands do on a running host, in mount namespaces (root)
 	.venv/bin/python -m pytest -q tests/system/test_live_host.py tests/system/live_host_more.py
+model: ## explore the model of a transaction (Spin) and drive the real engine by it; seeded defects have to be found
+	python3 docs/model/run.py
+	BOOTC_MODEL=all .venv/bin/python -m pytest -q tests/model
+>>>>>>> 8421773 (Model the transaction in Promela and as a state machine on the real engine, with seeded defects that both must find)
 clean: ## remove caches and the environment
 	rm -rf .cache .venv
