@@ -1,6 +1,5 @@
 # What people and CI call; the work is in demo/ and scripts/, which need no make.
-.PHONY: help setup demo test lint types check bench bench-ostree bench-update conformance credential-chains fault-proxy bad-inputs fsck misbehaviour vm vm-health vm-kill ostree-versions clean
-.PHONY: help setup demo test lint types check bench bench-update conformance credential-chains fault-proxy bad-inputs fsck misbehaviour vm vm-kill live-host clean
+.PHONY: help setup demo test lint types check bench bench-ostree bench-update conformance credential-chains fault-proxy bad-inputs fsck misbehaviour vm vm-health vm-kill fuzz fuzz-diff ostree-versions live-host model clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -58,6 +57,5 @@ live-host: ## all that commands do on a running host, in mount namespaces (root)
 model: ## explore the model of a transaction (Spin) and drive the real engine by it; seeded defects have to be found
 	python3 docs/model/run.py
 	BOOTC_MODEL=all .venv/bin/python -m pytest -q tests/model
->>>>>>> 8421773 (Model the transaction in Promela and as a state machine on the real engine, with seeded defects that both must find)
 clean: ## remove caches and the environment
 	rm -rf .cache .venv
