@@ -113,9 +113,13 @@ def _settle(storage: Storage, outcome: Outcome | None) -> None:
     """What checks compare with later, while the old system runs; and what was made to boot, until it is found healthy."""
     if outcome is None or outcome.kind not in {"queued", "staged", "unlocked"}:
         return
-    if storage.sysroot.live:
+    live = storage.sysroot.live
+    if live:
         health.take_baseline(storage.sysroot)
-    elif outcome.kind == "queued" and outcome.image is not None and outcome.deployment_id:
+    # where a unit of ours finalizes, that is when it is noted
+    if live and storage.backend.offer.finalize_unit is not None:
+        return
+    if outcome.kind == "queued" and outcome.image is not None and outcome.deployment_id:
         health.note_pending(
             storage.sysroot, health.Pending(outcome.deployment_id, outcome.image.digest)
         )

@@ -11,17 +11,18 @@ from pathlib import Path
 import trio
 
 from bootc_core import limits
-from bootc_core.boot import bls
 from bootc_core.cli import common, deploy, outputs
 from bootc_core.engine import orchestrator
 from bootc_core.engine.notice import read_notice
 from bootc_core.engine.sysroots import Storage
+from bootc_core.engine.transaction import Transaction
 from bootc_core.errors import BootcError, TransactionError
 from bootc_core.fs import atomic
 from bootc_core.hooks.manager import Plugins
 from bootc_core.host import health, partitions, power
 from bootc_core.models.boot import BootPlan
 from bootc_core.models.context import Operation
+from bootc_core.models.host import HostStatus
 from bootc_core.models.image import StagedDeployment
 
 _GOOD = Path("/run/bootc/boot-good")  # the deadline of a counted boot looks for it
@@ -79,45 +80,70 @@ async def _finalize_once(arguments: argparse.Namespace, plugins: Plugins, storag
 
 
 def boot_complete(arguments: argparse.Namespace) -> int:
-    """``bootc internals boot-complete``: call this boot good, or reboot into the next try of it.
+    """``bootc internals boot-complete``: call this boot good, or see to it that it is not the last one.
 
     Of a deployment that boots for the first time the health checks are run. Fine: its boot entry is not counted any more,
     ``after-boot`` hooks are called, and what nothing needs goes. Not fine: the reason is kept; a counted boot ends with a
-    reboot, and after the last try the boot loader takes the deployment before. That one finds out here that it was taken.
+    reboot, and after the last try the boot loader takes the deployment before. Where nobody counts, that one boots next at
+    once. It finds out here that it was taken, and removes the other.
     """
     _, plugins, storage = common.existing(arguments, write=True)
     failure = deploy.run(lambda: _judge_boot(arguments, plugins, storage))
     if failure is None:
+        atomic.mkdir(_GOOD.parent)
+        atomic.write_file(_GOOD, b"", sync=False)
         return 0
     sys.stderr.write(f"error: this boot is not healthy: {failure}\n")
-    if partitions.is_counted():
-        power.reboot()
-    if deploy.run(lambda: _go_back(arguments, plugins, storage, failure)):
+    if partitions.is_counted() or deploy.run(
+        lambda: _go_back(arguments, plugins, storage, "health", failure)
+    ):
         power.reboot()
     return 1
 
 
+def boot_deadline(arguments: argparse.Namespace) -> int:
+    """``bootc internals boot-deadline``: time is up for a new deployment that was not found healthy.
+
+    Exit status 1 has its unit reboot, without stopping services that may be what hangs.
+    """
+    if partitions.is_counted():
+        sys.stderr.write("error: this boot was not found healthy in time\n")
+        return 1
+    _, plugins, storage = common.existing(arguments, write=True)
+    reason = "it did not reach its health checks in time"
+    went = deploy.run(lambda: _go_back(arguments, plugins, storage, "boot", reason))
+    return 1 if went else 0
+
+
 async def _go_back(
-    arguments: argparse.Namespace, plugins: Plugins, storage: Storage, failure: str
+    arguments: argparse.Namespace,
+    plugins: Plugins,
+    storage: Storage,
+    kind: health.Kind,
+    reason: str,
 ) -> bool:
-    """Where the boot loader does not count: make the deployment before boot next; False if there is none."""
+    """Where the boot loader does not count: make the deployment before boot next; False if this one is not on trial, or alone."""
     async with orchestrator.transaction(
         plugins, storage, outputs.observers(arguments), Operation.ROLLBACK, "", quiet=True
     ) as (run, host):
         update = health.pending(storage.sysroot)
-        if update is None or host.rollback is None or host.rollback_queued:
+        running = host.booted.deployment_id if host.booted else None
+        if update is None or update.deployment != running:
+            return False
+        if host.rollback is None or host.rollback_queued:
             return False
         await orchestrator.roll_back(run, host)
-        health.note_failed(storage.sysroot, "health", replace(update, reason=failure))
+        health.note_failed(storage.sysroot, kind, replace(update, reason=reason))
         health.settle(storage.sysroot)
     return True
 
 
-def _boot_order(storage: Storage) -> tuple[str, ...]:
+def _boot_order(host: HostStatus) -> tuple[str, ...]:
     """The deployments that have a boot entry, first boots next."""
-    entries = storage.bootloader.offer.read_entries(storage.sysroot, lambda message: None)
-    found = (bls.deployment_of(entry) for entry in entries)
-    return tuple(dict.fromkeys(name for name in found if name is not None))
+    slots = [host.booted, host.rollback, *host.other]
+    if host.rollback_queued:
+        slots[:2] = [host.rollback, host.booted]
+    return tuple(slot.deployment_id for slot in slots if slot and slot.deployment_id)
 
 
 async def _judge_boot(
@@ -128,7 +154,7 @@ async def _judge_boot(
     async with orchestrator.transaction(
         plugins, storage, outputs.observers(arguments), Operation.BOOT, ""
     ) as (run, host):
-        order = _boot_order(storage)
+        order = _boot_order(host)
         running = host.booted.deployment_id if host.booted else None
         first = order[0] if order else None
         update = health.pending(sysroot)
@@ -139,16 +165,11 @@ async def _judge_boot(
         if taken_back is not None:
             kind: health.Kind = "health" if update and update.reason else "boot"
             health.note_failed(sysroot, kind, taken_back)
+        if update is not None and (taken_back or update.deployment not in order):
             health.settle(sysroot)
-            # What it wrote to /var stays; nobody shall go back to it by accident.
-            backend = storage.backend.offer.name
-            await run.discard(StagedDeployment(backend, taken_back.deployment))
-            await run.prune()
-            sys.stdout.write(f"{health.failed(sysroot)}\n")
-            return None
         if update is None or update.deployment != running:
+            await _drop_failed(run, storage, order, running)
             return None
-        await trio.lowlevel.checkpoint()
         reasons = health.judge(health.run_checks(), health.baseline(sysroot))
         if reasons:
             reason = "; ".join(reasons)
@@ -159,8 +180,6 @@ async def _judge_boot(
             plan = BootPlan(entries=order[:2], tries=0, effective=effective)
             await run.hooks.switch_boot(storage.bootloader.plugin, run.context, sysroot, plan)
         health.settle(sysroot)
-        atomic.mkdir(_GOOD.parent)
-        atomic.write_file(_GOOD, b"", sync=False)
         health.forget_failed(sysroot)
         failed, warnings = await run.hooks.participants("after_boot", run.context)
         for warning in (*warnings, *([failed.error.message] if failed and failed.error else ())):
@@ -168,3 +187,17 @@ async def _judge_boot(
         await run.prune()
     sys.stdout.write("This boot is healthy.\n")
     return None
+
+
+async def _drop_failed(
+    run: Transaction, storage: Storage, order: tuple[str, ...], running: str | None
+) -> None:
+    """Nobody shall go back to what failed by accident. What it wrote to /var stays."""
+    failed = health.failed(storage.sysroot)
+    if failed is None or not failed.refused or failed.deployment not in order[1:]:
+        return
+    if failed.deployment == running:
+        return
+    sys.stdout.write(f"{failed}\n")
+    await run.discard(StagedDeployment(storage.backend.offer.name, failed.deployment))
+    await run.prune()

@@ -484,6 +484,15 @@ def _internals(command: argparse.ArgumentParser) -> None:
     )
     _sysroot(boot)
     boot.set_defaults(run="bootc_core.cli.host:boot_complete", command="internals boot-complete")
+    deadline = actions.add_parser(
+        "boot-deadline",
+        help="give this boot up",
+        description="When a new deployment was not found healthy in time: back to the one before.",
+    )
+    _sysroot(deadline)
+    deadline.set_defaults(
+        run="bootc_core.cli.host:boot_deadline", command="internals boot-deadline"
+    )
     fstab = actions.add_parser(
         "fixup-etc-fstab",
         help="mark / read-only in /etc/fstab",

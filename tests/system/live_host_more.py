@@ -130,6 +130,20 @@ def test_without_a_counting_loader_an_unhealthy_update_goes_back_at_once(host, l
     assert "10-new: it ended with exit status 1" in host.done("status", "--format", "humanreadable")
     assert "failed on this host" in host.done("upgrade")
     assert verity(host.status()["rollback"]) == second
+    host.done("internals", "boot-complete")
+    assert host.status()["rollback"] is None  # what failed is gone
+    assert "Queued for next boot" in host.done("upgrade", "--retry-failed")
+
+
+def test_without_a_counting_loader_a_boot_that_hangs_goes_back_at_the_deadline(host, layout):
+    first, second = host.deployment, updated(host, layout)
+    assert host.bootc("internals", "boot-deadline").returncode == 1  # its unit reboots
+    assert host.boots_next() == first
+    host.boot(first)
+    assert "did not reach its health checks in time" in host.done("internals", "boot-complete")
+    assert second not in os.listdir(host.sysroot / "state/deploy")
+    assert host.bootc("internals", "boot-deadline").returncode == 0  # nothing is on trial
+    assert host.boots_next() == first
 
 
 def test_an_update_that_never_came_up(host, layout):

@@ -53,6 +53,10 @@ DEADLINE = "sysinit.target.wants/bootc-boot-deadline.timer"
         ({"proc/cmdline": "composefs=a\n", "sysroot/x": "", COUNTED: "x"}, WANTS | {DEADLINE}),
         ({"proc/cmdline": "composefs=a bootc.counted\n", "sysroot/x": ""}, WANTS | {DEADLINE}),
         (
+            {"proc/cmdline": "composefs=a\n", "sysroot/bootc/health/pending.json": "{}"},
+            WANTS | {DEADLINE},
+        ),
+        (
             {
                 "proc/cmdline": "x\n",
                 "sysroot/x": "",
