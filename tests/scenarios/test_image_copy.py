@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import images
-from support.mounted import identity
+from support.mounted import identity, unpacked
 from support.registry import running_registry
 
 from bootc_core.cli.main import main
@@ -128,6 +128,37 @@ def test_a_deployed_image_is_given_back(host, registry, tmp_path, capsys):
     said = host.run("image", "push", "--source", "quay.io/acme/other:1", target, expect=1)
     assert "Image quay.io/acme/other:1 not found" in said
     assert not list(Path("/var/tmp").glob("bootc-copy-*/layout"))
+
+
+def _is_kept(path: str) -> bool:
+    """Whether ostree keeps it where it was: the rest is mounted over, and /var is a template in the factory."""
+    emptied = ("boot", "dev", "proc", "run", "sys", "sysroot", "tmp", "var")
+    return path.partition("/")[0] not in emptied and not path.startswith("usr/share/factory")
+
+
+def test_an_ostree_deployment_is_given_back(host, registry, tmp_path, capsys):
+    """As one layer, by the real ostree: the tree is the same but for times; it deploys again."""
+    name = f"{registry.authority}/acme/os:2"
+    host.run("switch", "--quiet", "--backend", "ostree", name)
+    said = host.run("image", "push", f"oci:{tmp_path}/given:2")
+    assert "Pushed: oci:" in said
+    copy = ("skopeo", "--insecure-policy", "copy", "-q", "--src-tls-verify=false")
+    subprocess.run([*copy, f"docker://{name}", f"oci:{tmp_path}/original:2"], check=True)
+    trees = []
+    for layout in ("original", "given"):
+        bundle = tmp_path / f"{layout}-tree"
+        unpack = ("umoci", "unpack", "--image", f"{tmp_path}/{layout}:2", bundle)
+        subprocess.run(unpack, check=True, capture_output=True)
+        entries = unpacked(bundle / "rootfs")["entries"]
+        for record in entries.values():
+            record.pop("mtime")
+        trees.append({path: one for path, one in entries.items() if _is_kept(path)})
+    assert trees[0] == trees[1]
+    again = Host(tmp_path / "again", capsys)
+    again.run(
+        "switch", "--quiet", "--backend", "ostree", "--transport", "oci", tmp_path / "given:2"
+    )
+    assert deployed(again)["version"] == deployed(host)["version"] == "2"
 
 
 def test_a_damaged_object_is_not_given_back(host, registry):

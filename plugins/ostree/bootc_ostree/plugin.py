@@ -71,6 +71,12 @@ def _check(sysroot: Sysroot, entries: Sequence[PresentEntry]) -> Iterator[Findin
     return fsck.check_sysroot(sysroot, entries)
 
 
+def _export(sysroot: Sysroot, reference: ImageReference, digest: str) -> FetchedImage:
+    from bootc_ostree import export
+
+    return export.export(sysroot, reference, digest)
+
+
 def _directory(sysroot: Sysroot, name: str) -> Path:
     from bootc_ostree import state
 
@@ -125,6 +131,7 @@ def bootc_register_backends() -> Sequence[BackendOffer]:
             check=_check,
             extract=_extract,
             etc=lambda sysroot, name: _directory(sysroot, name) / "etc",
+            export=_export,
         )
     ]
 
