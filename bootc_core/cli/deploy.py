@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,7 +40,7 @@ from bootc_core.models.host import HostStatus
 from bootc_core.models.image import FetchedImage
 from bootc_core.models.oci import Manifest, RawDocument, parse_manifest
 from bootc_core.models.reference import ImageReference, Transport
-from bootc_core.render import difference, progress
+from bootc_core.render import difference, progress, stream
 from bootc_core.render.status import to_text
 from bootc_core.render.units import size
 
@@ -109,6 +109,16 @@ def _refused(storage: Storage) -> str | None:
     return found.digest if found is not None and found.refused else None
 
 
+@contextlib.contextmanager
+def _after_the_switch() -> Iterator[None]:
+    """What boots next is decided: an error does not fail the run any more, it is told."""
+    try:
+        yield
+    except BootcError as problem:
+        text = f"warning: what boots next is decided, but: {problem.message}: {problem.found}\n"
+        stream.tell(sys.stderr, text)
+
+
 def _settle(storage: Storage, outcome: Outcome | None) -> None:
     """What checks compare with later, while the old system runs; and what was made to boot, until it is found healthy."""
     if outcome is None or outcome.kind not in {"queued", "staged", "unlocked"}:
@@ -120,9 +130,10 @@ def _settle(storage: Storage, outcome: Outcome | None) -> None:
     if live and storage.backend.offer.finalize_unit is not None:
         return
     if outcome.kind == "queued" and outcome.image is not None and outcome.deployment_id:
-        health.note_pending(
-            storage.sysroot, health.Pending(outcome.deployment_id, outcome.image.digest)
-        )
+        with _after_the_switch():
+            health.note_pending(
+                storage.sysroot, health.Pending(outcome.deployment_id, outcome.image.digest)
+            )
 
 
 def _prepare(storage: Storage) -> None:
@@ -461,5 +472,6 @@ def rollback(arguments: argparse.Namespace) -> int:
         return outcome
 
     outcome = run(work)
-    health.settle(storage.sysroot)
+    with _after_the_switch():
+        health.settle(storage.sysroot)
     return _apply(arguments, outcome)

@@ -68,8 +68,9 @@ def exclusive(sysroot: Sysroot, operation: str) -> Iterator[None]:
             "operation": operation,
             "since": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(note).encode() + b"\n", 0)
+        with atomic.mapped("write", path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(note).encode() + b"\n", 0)
         yield
     finally:
         os.close(descriptor)

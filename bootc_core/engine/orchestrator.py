@@ -20,7 +20,7 @@ from bootc_core import limits
 from bootc_core.engine import journal as journals
 from bootc_core.engine.bus import Bus
 from bootc_core.engine.lock import exclusive
-from bootc_core.engine.notice import StagedNotice, drop_notice, read_notice, write_notice
+from bootc_core.engine.notice import drop_notice, read_notice, write_notice
 from bootc_core.engine.plan import Target
 from bootc_core.engine.sysroots import Storage
 from bootc_core.engine.transaction import Transaction, new_transaction_id
@@ -39,6 +39,7 @@ from bootc_core.models.context import (
 )
 from bootc_core.models.host import HostStatus
 from bootc_core.models.image import FetchedImage, StagedDeployment
+from bootc_core.models.notice import StagedNotice
 from bootc_core.models.sysroot import Sysroot
 
 
@@ -92,8 +93,9 @@ def _require_boot_entries(storage: Storage) -> None:
 
 def _sweep(sysroot: Sysroot) -> None:
     """Remove what a killed write left under its temporary name; backends look after their own directories."""
-    for path in sysroot.state.glob(f"{atomic.TEMPORARY}*"):
-        atomic.unlink(path)
+    for pattern in (f"{atomic.TEMPORARY}*", f"*/{atomic.TEMPORARY}*"):
+        for path in sysroot.state.glob(pattern):
+            atomic.unlink(path)
 
 
 @asynccontextmanager
@@ -248,6 +250,8 @@ async def roll_back(run: Transaction, host: HostStatus) -> Outcome:
     """Return to the deployment before, or back again; drops what is staged."""
     run.journal = journals.Journal(run.storage.sysroot, run.context.transaction)
     run.journal.begin("rollback", "")
+    if (notice := read_notice(run.storage)) is not None:  # goes with the switch, and not before
+        run.journal.append("staged", staged=notice.staged.to_json(), keep=True)
     try:
         name = await run.rollback()
     except BaseException:

@@ -120,8 +120,7 @@ class Transaction:
         if not self.quiet:
             await self.ask_gates(phase)
             await self._participants("before", phase)
-        if self.journal is not None:
-            self.journal.append("phase", phase=phase.value)
+        self._note("phase", phase=phase.value)
         self.bus.emit(events.PhaseStarted(self.context.transaction, phase.value))
         begin = time.monotonic()
         try:
@@ -156,8 +155,8 @@ class Transaction:
             await self._participants("after", phase)
 
     async def _participants(self, moment: str, phase: Phase) -> None:
-        if self.journal is not None and self.hooks.has(f"bootc_{moment}_{phase.value}"):
-            self.journal.append("hook", hook=f"bootc_{moment}_{phase.value}")
+        if self.hooks.has(f"bootc_{moment}_{phase.value}"):
+            self._note("hook", hook=f"bootc_{moment}_{phase.value}")
         failed, warnings = await self.hooks.participants(moment, self.context, phase)
         for warning in warnings:
             self.warn(warning)
@@ -221,8 +220,7 @@ class Transaction:
             staged = await self.hooks.stage(
                 storage.backend.plugin, self.context, image, storage.sysroot, self.bus.emit
             )
-            if self.journal is not None:
-                self.journal.append("staged", staged=staged.to_json())
+            self._note("staged", staged=staged.to_json())
             if staged.entry is not None:
                 boot = BootPlan(entries=(staged.entry,))
                 storage.bootloader.offer.preflight(storage.sysroot, boot)
@@ -250,8 +248,8 @@ class Transaction:
             await self._switch(plan, staged.deployment_id)
 
     async def _switch(self, plan: BootPlan, deployment_id: str) -> None:
-        if self.journal is not None:
-            self.journal.append("switching")
+        self.switched = plan.effective  # then the backend has done it
+        self._note("switching")
         with trio.CancelScope(
             shield=True, deadline=trio.current_time() + limits.FINALIZE_TIMEOUT_S
         ):
@@ -259,9 +257,19 @@ class Transaction:
                 self.storage.bootloader.plugin, self.context, self.storage.sysroot, plan
             )
         self.switched = True
-        if self.journal is not None:
-            self.journal.append("switched")
+        self._note("switched")
         self.bus.emit(events.BootSwitched(self.context.transaction, deployment_id))
+
+    def _note(self, record: str, **fields: Any) -> None:
+        """Journal it; after the switch, an error of that only warns."""
+        if self.journal is None:
+            return
+        try:
+            self.journal.append(record, **fields)
+        except BootcError as problem:
+            if not self.switched:
+                raise
+            self.warn(f"the switch is made, but the journal does not say so: {problem.message}")
 
     async def rollback(self) -> str:
         """Return to the deployment before; the identifier of what boots next."""

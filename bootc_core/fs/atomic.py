@@ -33,7 +33,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -287,7 +287,8 @@ def write_file(path: StrPath, data: bytes, *, mode: int = 0o644, sync: bool = Tr
                 os.close(descriptor)
         rename(temporary, target)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the error that brought us here matters more
+            temporary.unlink(missing_ok=True)
         raise
     if sync:
         fsync(target.parent)
@@ -327,15 +328,19 @@ def create_file(path: StrPath, content: bytes | BinaryIO) -> str:
         finally:
             os.close(descriptor)
     if found.digest() != written.digest():
-        raise StorageError(
-            f"{os.fspath(path)} reads back differently from what was written",
-            reference="read-back",
-            expected=f"sha256:{written.hexdigest()}",
-            found=f"sha256:{found.hexdigest()}",
-            hint="the medium is failing; check it before anything else",
-            catalogue="IO",
-        )
+        raise _read_back(path, f"sha256:{written.hexdigest()}", f"sha256:{found.hexdigest()}")
     return written.hexdigest()
+
+
+def _read_back(path: StrPath, expected: str, found: str) -> StorageError:
+    return StorageError(
+        f"{os.fspath(path)} reads back differently from what was written",
+        reference="read-back",
+        expected=expected,
+        found=found,
+        hint="the medium is failing; check it before anything else",
+        catalogue="IO",
+    )
 
 
 def symlink(target: str, path: StrPath, *, sync: bool = False) -> None:
@@ -357,7 +362,8 @@ def symlink(target: str, path: StrPath, *, sync: bool = False) -> None:
     try:
         rename(temporary, place)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the error that brought us here matters more
+            temporary.unlink(missing_ok=True)
         raise
     if sync:
         fsync(place.parent)
@@ -436,7 +442,7 @@ def _remove_below(descriptor: int, device: int) -> None:
 
 
 def patch(path: StrPath, offset: int, data: bytes) -> None:
-    """Overwrite bytes of an existing file in place, and sync it: one write in one sector.
+    """Overwrite bytes of an existing file in place, sync it, read it back: one write in one sector.
 
     A sector has 512 bytes. This is the atomic step on FAT, where no rename is safe.
 
@@ -448,10 +454,14 @@ def patch(path: StrPath, offset: int, data: bytes) -> None:
         raise ValueError("a patch must stay within one sector")
     announce("patch", path)
     with mapped("change", path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             if os.pwrite(descriptor, data, offset) != len(data):
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # the medium is asked
+            found = os.pread(descriptor, len(data), offset)
         finally:
             os.close(descriptor)
+    if found != data:
+        raise _read_back(path, repr(data), repr(found))

@@ -70,7 +70,8 @@ async def stage(
         "mode": context.signature.value,
         "bootloader": "systemd-boot",
     }
-    (half / "state.json").write_bytes(json.dumps(state).encode())
+    with atomic.mapped("write", half / "state.json"):
+        (half / "state.json").write_bytes(json.dumps(state).encode())
     atomic.syncfs(sysroot.path)
     atomic.rename(half, final)
     atomic.fsync(final.parent)
@@ -165,10 +166,11 @@ def finalize(sysroot: Sysroot, ready: StagedDeployment) -> BootPlan:
     atomic.rmtree(seed)
     if not var.exists():
         source = place / "root/var"
-        if source.is_dir():
-            shutil.copytree(source, seed, symlinks=True)
-        else:
-            seed.mkdir()
+        with atomic.mapped("fill", seed):
+            if source.is_dir():
+                shutil.copytree(source, seed, symlinks=True)
+            else:
+                seed.mkdir()
     atomic.syncfs(sysroot.path)
     atomic.rmtree(place / "etc")
     atomic.rename(half, place / "etc")

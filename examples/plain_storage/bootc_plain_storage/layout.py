@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bootc_core.errors import ContentError
+from bootc_core.fs import atomic
 
 _OPAQUE = ".wh..wh..opq"
 Table = dict[str, tuple[tarfile.TarFile, tarfile.TarInfo]]
@@ -46,34 +47,41 @@ def write(table: Table, place: Path) -> None:
 
     Raises:
         ContentError: a file below something that is no directory.
+        StorageError: space, I/O.
     """
-    place.mkdir(parents=True)
+    with atomic.mapped("make the directory", place):
+        place.mkdir(parents=True)
     for path in sorted(table):
-        archive, member = table[path]
-        target = place / path
-        if target.parent != place and (target.parent.is_symlink() or not target.parent.is_dir()):
-            if target.parent.exists() or target.parent.is_symlink():
-                raise ContentError(f"{path} is below something that is no directory")
-            target.parent.mkdir(parents=True)
-        if member.isdir():
-            target.mkdir(exist_ok=True)
-        elif member.issym():
-            target.symlink_to(member.linkname)
-            continue
-        elif member.isreg() or member.islnk():
-            source = table.get(member.linkname.strip("/")) if member.islnk() else (archive, member)
-            if source is None:
-                raise ContentError(f"{path} is a link to nothing")
-            content = source[0].extractfile(source[1])
-            with target.open("xb") as file:
-                if content is not None:
-                    shutil.copyfileobj(content, file)
-        else:
-            continue  # devices and pipes come from the running system
-        if os.geteuid() == 0:
-            os.chown(target, member.uid, member.gid)
-        target.chmod(member.mode & 0o7777 | (0o700 if member.isdir() else 0))
-        os.utime(target, (member.mtime, member.mtime))
+        with atomic.mapped("write", place / path):
+            _write_one(table, path, place)
+
+
+def _write_one(table: Table, path: str, place: Path) -> None:
+    archive, member = table[path]
+    target = place / path
+    if target.parent != place and (target.parent.is_symlink() or not target.parent.is_dir()):
+        if target.parent.exists() or target.parent.is_symlink():
+            raise ContentError(f"{path} is below something that is no directory")
+        target.parent.mkdir(parents=True)
+    if member.isdir():
+        target.mkdir(exist_ok=True)
+    elif member.issym():
+        target.symlink_to(member.linkname)
+        return
+    elif member.isreg() or member.islnk():
+        source = table.get(member.linkname.strip("/")) if member.islnk() else (archive, member)
+        if source is None:
+            raise ContentError(f"{path} is a link to nothing")
+        content = source[0].extractfile(source[1])
+        with target.open("xb") as file:
+            if content is not None:
+                shutil.copyfileobj(content, file)
+    else:
+        return  # devices and pipes come from the running system
+    if os.geteuid() == 0:
+        os.chown(target, member.uid, member.gid)
+    target.chmod(member.mode & 0o7777 | (0o700 if member.isdir() else 0))
+    os.utime(target, (member.mtime, member.mtime))
 
 
 def lay_out(layers: Sequence[Path], place: Path) -> None:

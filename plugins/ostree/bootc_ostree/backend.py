@@ -13,6 +13,7 @@ reads them. Owners and devices need root.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from datetime import datetime
@@ -45,6 +46,7 @@ from bootc_ostree.repo import BLOBS, IMAGES, Repo
 from bootc_ostree.state import STATEROOT, Present, booted, deployments, staged_commit
 
 Emit = Callable[[events.Event], None]
+_log: Final = logging.getLogger(__name__)
 IMPORTER: Final = "1"
 _REBOOT_REQUIRED: Final = Path("/run/reboot-required")
 
@@ -313,10 +315,25 @@ async def finalize(
             one for one in present if one is merge or one.pinned or one.stateroot != stateroot
         ]
         replaced = deployments(sysroot)[:1]
-        handle.write_order(order)
+        _switch(handle, sysroot, order)
         for one in replaced:
             _forget_refspec(context, sysroot, one)
     return BootPlan(effective=True)
+
+
+def _switch(handle: OstreeSysroot, sysroot: Sysroot, order: list[Deployed]) -> None:
+    """Let libostree write the boot entries. It cleans up after its atomic step; an error of that does not undo the switch.
+
+    Raises:
+        StorageError: what booted before still boots.
+    """
+    try:
+        handle.write_order(order)
+    except StorageError as problem:
+        now = [f"{one.checksum}.{one.serial}" for one in deployments(sysroot)]
+        if now != [one.name for one in order]:
+            raise
+        _log.warning("after the switch: %s: %s", problem.message, problem.found)
 
 
 async def rollback(context: Context, sysroot: Sysroot) -> BootPlan:
@@ -337,7 +354,7 @@ async def rollback(context: Context, sysroot: Sysroot) -> BootPlan:
         # what runs comes first again if another one was queued before it
         first, second = mine[1] if running is mine[0] else running, mine[0]
         order = [first, second, *(one for one in present if one not in (first, second))]
-        handle.write_order(order)
+        _switch(handle, sysroot, order)
     if sysroot.live:
         metadata = Repo(sysroot.path).read_commit(first.checksum)["metadata"]
         _announce(sysroot, metadata.get("ostree.manifest-digest", first.checksum))

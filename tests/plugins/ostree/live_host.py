@@ -13,9 +13,10 @@ import trio
 
 from bootc_core.config import Config
 from bootc_core.engine import orchestrator, plan, sysroots
-from bootc_core.engine.notice import StagedNotice, read_notice, write_notice
+from bootc_core.engine.notice import read_notice, write_notice
 from bootc_core.hooks import manager
 from bootc_core.models.context import Operation, SignatureMode
+from bootc_core.models.notice import StagedNotice
 from bootc_core.models.reference import ImageReference, Transport
 from bootc_core.models.sysroot import Sysroot
 
