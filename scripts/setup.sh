@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 run="python3 python3-venv ca-certificates"
 serve="$run skopeo docker-registry"
 demo="$run mmdebstrap skopeo docker-registry zstd"
-test="$demo ostree fsverity busybox-static podman buildah umoci erofs-utils e2fsprogs dosfstools mtools fdisk xfsprogs btrfs-progs grub-common gnupg strace git attr libcap2-bin make systemd dbus etcd-server golang-docker-credential-helpers pass libarchive-tools spin gcc libc6-dev"
+test="$demo ostree fsverity busybox-static podman buildah umoci erofs-utils e2fsprogs dosfstools mtools fdisk xfsprogs btrfs-progs grub-common gnupg strace git attr libcap2-bin make systemd dbus etcd-server golang-docker-credential-helpers pass libarchive-tools spin gcc libc6-dev qemu-system-common user-mode-linux"
 vm="$test ovmf"
 bench="$demo e2fsprogs"
 }
