@@ -40,6 +40,11 @@ NAME = "os/vm"
 PORT = 5000  # in the guest
 FOLLOWED = f"10.0.2.100:{PORT}/{NAME}:latest"
 SIZE = 3 << 30
+# An emulated machine on a crowded one takes minutes for what systemd expects within seconds
+SLOW = (
+    "systemd.default_device_timeout_sec=900",
+    "systemd.default_timeout_start_sec=900",
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,9 @@ def install(kind: Kind, layout: Path, disk: Path) -> None:
         *(str(BOOTC), "install", "to-disk", "--via-loopback", "--filesystem", "ext4"),
         *kind.flags,
         *("--source-imgref", f"oci:{layout}:v1", "--target-imgref", FOLLOWED),
-        *("--target-no-signature-verification", "--quiet", str(disk)),
+        *("--target-no-signature-verification", "--quiet"),
+        *(f"--karg={argument}" for argument in SLOW),
+        str(disk),
     ]
     print("+", " ".join(command), flush=True)
     subprocess.run(command, check=True)
