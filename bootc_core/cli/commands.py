@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,10 @@ from bootc_core.errors import BootcError, PluginError
 from bootc_core.hooks.manager import Plugins
 
 if TYPE_CHECKING:
+    from bootc_core.models.context import SignatureMode
     from bootc_core.models.install import CommandOffer, Installed, InstallRequest
+    from bootc_core.models.reference import ImageReference
+    from bootc_core.models.sysroot import Sysroot
 
 
 def wanted(argv: Sequence[str]) -> list[CommandOffer]:
@@ -60,6 +64,36 @@ class _Services:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._settings, self._plugins = _load(arguments)
         self._arguments = arguments
+
+    def check(self, source: ImageReference, verify: SignatureMode, sysroot: Sysroot) -> None:
+        """See ``Services.check``."""
+        from bootc_core.cli import checking, deploy, trust
+        from bootc_core.engine import transaction
+        from bootc_core.hooks.calls import Hooks
+        from bootc_core.models.context import Context, ImageSummary, Operation, Phase
+
+        checking.check_providers(self._plugins)
+        provider = self._plugins.transport(source.transport.value).plugin
+        hooks = Hooks(self._plugins)
+        context = Context(
+            transaction=transaction.new_transaction_id(),
+            operation=Operation.INSTALL,
+            phase=Phase.FETCH,
+            sysroot=str(sysroot.path),
+            live=False,
+            config_root=str(sysroot.config_root),
+            to_image=ImageSummary(reference=str(source)),
+            signature=verify,
+            started_at=datetime.now(UTC),
+            dry_run=True,
+        )
+
+        async def work() -> None:
+            image = await hooks.fetch(provider, context, source)
+            found = context.model_copy(update={"phase": Phase.VERIFY, "to_image": image.summary()})
+            transaction.judge(found, await trust.ask(hooks, found, image))
+
+        deploy.run(work)
 
     def install(self, request: InstallRequest) -> Installed:
         """See ``Services.install``."""

@@ -89,6 +89,13 @@ class Installed:
 class Services(Protocol):
     """What a plugin's command may ask of the program."""
 
+    def check(self, source: ImageReference, verify: SignatureMode, sysroot: Sysroot) -> None:
+        """Fetch an image's documents and ask all signature policies; nothing is written.
+
+        Raises:
+            BootcError: the source does not deliver, or the image is not accepted.
+        """
+
     def install(self, request: InstallRequest) -> Installed:
         """Fetch, verify and deploy an image in a fresh sysroot, and install its bootloader.
 

@@ -21,6 +21,18 @@ _WITH_VERITY: Final = frozenset({"ext4", "btrfs"})
 _BOUND: Final = "usr/lib/bootc/bound-images.d"
 
 
+def check_images(services: Services, asked: Options, root: Path) -> None:
+    """Before anything is destroyed: the source can be fetched and is accepted, and with ``--run-fetch-check`` the target.
+
+    Raises:
+        BootcError: they cannot, or are not.
+    """
+    sysroot = Sysroot(root, root / "boot", config_root=asked.config_root)
+    services.check(asked.source, asked.verify, sysroot)
+    if asked.fetch_check and asked.target != asked.source:
+        services.check(asked.target, asked.signature, sysroot)
+
+
 def deploy(
     services: Services,
     asked: Options,

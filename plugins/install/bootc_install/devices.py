@@ -8,6 +8,7 @@ neither the kernel's partition scanner nor udev is needed. Everything that was a
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bootc_core.errors import StorageError, UnsupportedEnvironmentError, printable
+from bootc_core.fs import mounts
 from bootc_core.process import Completed, clean_environment, run_blocking
 from bootc_install.partitions import Partition, check_size, script
 
@@ -117,35 +119,75 @@ def _children(disk: Disk) -> list[str]:
 
 
 def refuse_in_use(disk: Disk) -> None:
-    """Refuse a disk of which something is mounted, here or in the host's mount namespace.
+    """Refuse a disk that is read-only, or that something uses: mounts, swap, RAID, volumes, encryption, loop devices.
 
     Raises:
-        StorageError: it is in use.
+        StorageError: says who uses it, as far as that can be found out.
     """
-    numbers = set()
-    for node in [disk.node, *_children(disk)]:
-        if (device := Path(node).stat().st_rdev) and not disk.loopback:
-            numbers.add(f"{os.major(device)}:{os.minor(device)}")
-    mounted = any(
-        _mounts_of(table, numbers) for table in ("/proc/1/mountinfo", "/proc/self/mountinfo")
-    )
     if disk.loopback:
-        mounted = bool(run(["losetup", "--associated", disk.node], check=False).stdout)
-    if mounted:
-        raise StorageError(
-            f"Device {printable(str(disk.path))} is mounted",
-            reference="disk-in-use",
-            hint="unmount everything on it, and detach its loop devices",
-            catalogue="BUSY",
+        if not os.access(disk.node, os.W_OK):
+            raise _read_only(disk)
+        holders = (
+            run(["losetup", "--associated", disk.node], check=False).stdout.decode().split(":")
         )
-
-
-def _mounts_of(table: str, numbers: set[str]) -> bool:
+        if holders[0].strip():
+            raise _in_use(disk, holders[0].strip())
+        return
+    if run(["blockdev", "--getro", disk.node]).stdout.strip() == b"1":
+        raise _read_only(disk)
     try:
-        lines = Path(table).read_text(encoding="utf-8", errors="replace").splitlines()
+        # The kernel refuses it while the disk or a part of it is claimed, in whatever mount namespace
+        os.close(os.open(disk.node, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as problem:
+        if problem.errno == errno.EBUSY:
+            raise _in_use(disk, ", ".join(_holders(disk))) from None
+        raise
+    mounted = _mounts_of("/proc/1/mountinfo", disk) | _mounts_of("/proc/self/mountinfo", disk)
+    if mounted:
+        raise _in_use(disk, ", ".join(sorted(mounted)))
+
+
+def _in_use(disk: Disk, holders: str) -> StorageError:
+    return StorageError(
+        f"Device {printable(str(disk.path))} is mounted",
+        reference="disk-in-use",
+        found=f"used by {printable(holders)}" if holders else "the kernel says that it is in use",
+        hint="unmount everything on it, and stop what is stacked on it (swap, volumes, RAID, loop devices)",
+        catalogue="BUSY",
+    )
+
+
+def _read_only(disk: Disk) -> StorageError:
+    return StorageError(
+        f"{printable(str(disk.path))} is read-only", reference="disk-read-only", catalogue="RO"
+    )
+
+
+def _holders(disk: Disk) -> list[str]:
+    """Mount points, and what is stacked on the disk."""
+    found = _mounts_of("/proc/1/mountinfo", disk) | _mounts_of("/proc/self/mountinfo", disk)
+    for node in (disk.node, *_children(disk)):
+        place = Path("/sys/class/block", Path(node).name, "holders")
+        with contextlib.suppress(OSError):
+            found |= {entry.name for entry in place.iterdir()}
+    with contextlib.suppress(OSError):
+        nodes = {disk.node, *_children(disk)}
+        swaps = Path("/proc/swaps").read_text().splitlines()[1:]
+        found |= {f"swap on {line.split()[0]}" for line in swaps if line.split()[0] in nodes}
+    return sorted(found)
+
+
+def _mounts_of(table: str, disk: Disk) -> set[str]:
+    """Where the disk's file systems are mounted, by a table of mounts."""
+    numbers = set()
+    for node in (disk.node, *_children(disk)):
+        device = Path(node).stat().st_rdev
+        numbers.add(f"{os.major(device)}:{os.minor(device)}")
+    try:
+        text = Path(table).read_text("utf-8", "surrogateescape")
     except OSError:
-        return False
-    return any(line.split(" ")[2] in numbers for line in lines if line.count(" ") > 4)
+        return set()
+    return {one.target for one in mounts.parse_table(text) if one.device in numbers}
 
 
 def clear(disk: Disk, *, wipe: bool) -> None:

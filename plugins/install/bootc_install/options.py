@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,9 @@ from bootc_core.models.reference import ImageReference, Transport
 from bootc_install import config as configs
 from bootc_install.config import InstallConfig
 
+_KEY: Final = re.compile(
+    rb"(?:^|[ \t])(?:sk-)?(?:ssh|ecdsa)-[a-z0-9@.-]+[ \t]+[A-Za-z0-9+/]+=*(?:[ \t]|$)"
+)
 LOADERS: Final = {"systemd": "systemd-boot", "grub": "grub", "none": "none"}
 """Bootloaders as the command line calls them, and as plugins do."""
 
@@ -40,6 +44,8 @@ class Options:
         missing_verity: may be booted without fs-verity.
         bound_images: ``stored``, ``pull`` or ``skip``.
         selinux: the image's labels count when it runs.
+        fetch_check: see whether the target can be fetched.
+        config_root: where policies and settings come from.
     """
 
     source: ImageReference
@@ -58,6 +64,8 @@ class Options:
     missing_verity: bool
     bound_images: str
     selinux: bool
+    fetch_check: bool
+    config_root: Path
 
     def installation(self, root_arguments: tuple[str, ...]) -> Installation:
         """For the engine; ``root_arguments`` say where the root is."""
@@ -131,6 +139,8 @@ def gather(arguments: argparse.Namespace) -> Options:
         missing_verity=arguments.allow_missing_verity,
         bound_images=arguments.bound_images,
         selinux=not arguments.disable_selinux,
+        fetch_check=arguments.run_fetch_check,
+        config_root=root,
     )
 
 
@@ -211,4 +221,12 @@ def _authorized_keys(path: Path | None) -> bytes | None:
         raise UsageError(
             f"{printable(str(path))} is too large for a file of keys", reference="bad-keys-file"
         )
+    for number, line in enumerate(data.splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith(b"#") and not _KEY.search(line):
+            raise ConfigError(
+                f"{printable(str(path))} is not a file of authorized keys",
+                reference="bad-keys-file",
+                expected="lines as in ~/.ssh/authorized_keys: a key type, then the key",
+                found=f"line {number}: {printable(line, 60)}",
+            )
     return data

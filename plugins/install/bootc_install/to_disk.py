@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace, services: Services) -> int:
     )
     partitions.check_size(layout, disk.size, str(disk.path))
     devices.refuse_in_use(disk)
+    deployment.check_images(services, asked, Path("/run/bootc/install"))
     devices.clear(disk, wipe=arguments.wipe)
     if arguments.via_loopback and not arguments.generic_image:
         sys.stderr.write("note: --via-loopback installs for any machine, as --generic-image does\n")

@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace, services: Services) -> int:
     ostree = (root / "ostree").is_dir()
     filesystem = roots.inspect(root)
     kind = roots.check_kind(filesystem)
+    deployment.check_images(services, asked, root)
     if not arguments.acknowledge_destructive:
         _warn(root)
     _make_room(root, arguments.replace, ostree=ostree)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from bootc_core.boot import bls
 from bootc_core.cli.main import main
 
 pytestmark = [pytest.mark.root, pytest.mark.real]
+BOOTC = str(Path(sys.executable).with_name("bootc"))
 GIB = 1 << 30
 MIB = 1 << 20
 SYSTEMD_BOOT = b"MZ systemd-boot" * 99
@@ -54,7 +56,7 @@ def install(disk: Path, layout: Path, config: Path, *flags: str) -> int:
     # a process of its own: it moves into a mount namespace
     done = subprocess.run(
         [
-            *(os.environ.get("BOOTC", str(Path(os.sys.executable).with_name("bootc"))), "install"),
+            *(BOOTC, "install"),
             *("to-disk", "--via-loopback", "--source-imgref", f"oci:{layout}:latest", "--quiet"),
             *("--target-no-signature-verification", "--config-root", str(config)),
             *flags,
@@ -243,6 +245,8 @@ def test_ostree_with_grub(disk, layout, tmp_path):
         (("--filesystem", "xfs", "--stateroot", "../x"), 2 * GIB, "--stateroot takes a plain name"),
         (("--filesystem", "xfs", "--karg", "a\nb"), 2 * GIB, "control character"),
         (("--filesystem", "xfs", "--root-ssh-authorized-keys", "/nowhere"), 2 * GIB, "cannot read"),
+        (("--filesystem", "xfs", "--root-ssh-authorized-keys", __file__), 2 * GIB, "line 1: "),
+        (("--filesystem", "xfs", "--source-imgref", "oci:/nowhere:x"), 2 * GIB, "/nowhere"),
     ],
 )
 def test_what_cannot_be_installed_is_refused_and_nothing_written(
@@ -273,6 +277,59 @@ def test_a_disk_in_use_or_not_empty_is_refused_until_wiped(disk, layout, tmp_pat
     assert "Detected existing partitions on" in said()
     assert "--wipe" in said()
     assert install(disk, layout, tmp_path / "none", *flags, "--wipe") == 0, said()
+
+
+def test_an_image_that_is_not_accepted_is_refused_before_the_disk_is_touched(
+    disk, layout, tmp_path
+):
+    policy = tmp_path / "config/etc/containers/policy.json"
+    policy.parent.mkdir(parents=True)
+    policy.write_text('{"default": [{"type": "reject"}]}')
+    subprocess.run(["sfdisk", "-q", disk], input=b"label: gpt\nsize=1MiB\n", check=True)
+    before = hashlib.sha256(disk.read_bytes()[:MIB]).digest()
+    done = subprocess.run(
+        [
+            *(BOOTC, "install", "to-disk"),
+            *(
+                "--via-loopback",
+                "--wipe",
+                "--filesystem",
+                "xfs",
+                "--config-root",
+                tmp_path / "config",
+            ),
+            *("--source-imgref", f"oci:{layout}:latest", disk),
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "is not accepted by signature policy" in done.stderr
+    assert hashlib.sha256(disk.read_bytes()[:MIB]).digest() == before
+
+
+def test_a_block_device_in_use_is_refused_with_its_holder(disk, layout, tmp_path, capsys):
+    subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+    command = ["losetup", "-f", "--show", disk]
+    loop = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    place = tmp_path / "mounted"
+    place.mkdir()
+    base = ["install", "to-disk", "--source-imgref", f"oci:{layout}:latest", "--filesystem", "xfs"]
+    try:
+        subprocess.run(["mount", loop, place], check=True)
+        done = subprocess.run([BOOTC, *base, loop], check=False, capture_output=True, text=True)
+        subprocess.run(["umount", place], check=True)
+        assert done.returncode == 1
+        assert f"Device {loop} is mounted" in done.stderr
+        assert f"used by {place}" in done.stderr
+        subprocess.run(["blockdev", "--setro", loop], check=True)
+        done = subprocess.run([BOOTC, *base, loop], check=False, capture_output=True, text=True)
+        # the flag outlives the loop device's file, and the next one to get the device would suffer
+        subprocess.run(["blockdev", "--setrw", loop], check=True)
+        assert f"{loop} is read-only" in done.stderr
+    finally:
+        subprocess.run(["losetup", "-d", loop], check=True)
 
 
 def test_what_is_no_disk_is_refused(layout, tmp_path, capsys):
