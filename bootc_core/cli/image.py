@@ -261,7 +261,12 @@ async def _copy(
     else:
         layout, tag = work / "layout", None
     progress = _Progress(arguments, image, layout)
-    written = await copying.write_layout(image, layout, tag, progress)
+    try:
+        written = await copying.write_layout(image, layout, tag, progress)
+    except BaseException:
+        progress.end(complete=False)
+        raise
+    progress.end(complete=True)
     digest = written.digest
     if not direct:
         digest = await _skopeo(f"oci:{layout}", target, config_root, work)
@@ -290,6 +295,20 @@ class _Progress:
     def _tell(self, event: events.Event) -> None:
         for observer in self._observers:
             observer(event)
+
+    def end(self, *, complete: bool) -> None:
+        """No more bytes will come: whoever shows bars removes them."""
+        named = {"phase": Phase.FETCH, "transaction": self._transaction}
+        if complete:
+            self._tell(
+                events.StepProgressed(
+                    transaction=self._transaction,
+                    step="publishing",
+                    description="Writing the index",
+                )
+            )
+        else:
+            self._tell(events.PhaseFailed(**named, reference="copy", message="the copy broke off"))
 
     def __call__(self, layer: Descriptor, done: int) -> None:
         if done < layer.size:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import pty
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -220,6 +223,33 @@ def test_a_copy_goes_on_where_it_broke_off(host, registry):
     host.run(*words, sysroot=False)
     host.run("switch", "--quiet", "--transport", "oci", f"{host.place}/os:1")
     assert deployed(host)["version"] == "1"
+
+
+def test_progress_for_programs_and_for_people(host, registry):
+    """The same events as an upgrade has; at a terminal, bars that are gone at the end."""
+    reading, writing = os.pipe()
+    words = ("image", "copy", f"{registry.authority}/acme/os:1", "oci:os:1")
+    host.run(*words, "--progress-fd", str(writing), sysroot=False)
+    with contextlib.suppress(OSError):
+        os.close(writing)
+    with open(reading) as lines:
+        found = [json.loads(line) for line in lines]
+    assert any(one["type"] == "ProgressBytes" and one["bytes"] > 0 for one in found)
+    shutil.rmtree(host.place / "os")
+    command = [sys.executable, "-m", "bootc_core.cli.main", *words, "--config-root", host.config]
+    screen, terminal = pty.openpty()
+    with subprocess.Popen(
+        command, cwd=host.place, stdout=subprocess.DEVNULL, stderr=terminal
+    ) as run:
+        os.close(terminal)
+        said = b""
+        with contextlib.suppress(OSError):
+            while data := os.read(screen, 65536):
+                said += data
+    os.close(screen)
+    assert run.returncode == 0
+    assert b"Fetched layers: " in said
+    assert said.count(b"\x1b[?25h") == said.count(b"\x1b[?25l"), "the cursor is back"
 
 
 def test_refused(host, registry):
