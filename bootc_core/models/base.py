@@ -161,6 +161,6 @@ def validate(
         raise error(
             f"{what}: {printable(path)} is wrong",
             reference="bad-document",
-            found=printable(first["msg"]) + more,
+            found=printable(first["msg"].removeprefix("Value error, ")) + more,
             catalogue="LIM" if first["type"] == "too_long" and catalogue == "INT" else catalogue,
         ) from None

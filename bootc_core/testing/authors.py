@@ -282,6 +282,28 @@ def _run_tests(place: Path, generic: list[str], report: Path) -> process.Complet
         )
 
 
+def _tested(place: Path, generic: list[str], needed: set[str]) -> tuple[dict[str, Any], list[str]]:
+    """Outcomes of the package's tests by suite, and what is wrong with them."""
+    problems = []
+    with tempfile.TemporaryDirectory(prefix="bootc-report-") as scratch:
+        report = Path(scratch, "report.json")
+        done = _run_tests(place, generic, report)
+        try:
+            suites: dict[str, Any] = json.loads(report.read_bytes())
+        except (OSError, ValueError):
+            suites = {}
+            problems.append(f"the tests did not run: {done.last_lines() or done.ending()}")
+    if done.returncode != 0:
+        failed = [name for group in suites.values() for name in group.get("failed", ())]
+        problems += [f"failed: {name}" for name in failed] or [f"pytest: {done.ending()}"]
+    problems += [
+        f"no passed test of {suite}: subclass it in tests/ (bootc_core.testing)"
+        for suite in sorted(needed)
+        if not suites.get(suite, {}).get("passed")
+    ]
+    return suites, problems
+
+
 def certify(place: Path) -> dict[str, Any]:
     """The certificate of the package in ``place``; ``result`` is ``passed`` or ``failed``, with ``problems``.
 
@@ -320,22 +342,9 @@ def certify(place: Path) -> dict[str, Any]:
             }
         )
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="bootc-report-") as scratch:
-        report = Path(scratch, "report.json")
-        done = _run_tests(place, generic, report)
-        try:
-            suites = json.loads(report.read_bytes())
-        except (OSError, ValueError):
-            suites = {}
-            problems.append(f"the tests did not run: {done.last_lines() or done.ending()}")
-    if done.returncode != 0:
-        failed = [name for group in suites.values() for name in group.get("failed", ())]
-        problems += [f"failed: {name}" for name in failed] or [f"pytest: {done.ending()}"]
-    problems += [
-        f"no passed test of {suite}: subclass it in tests/ (bootc_core.testing)"
-        for suite in sorted(needed)
-        if not suites.get(suite, {}).get("passed")
-    ]
+    suites: dict[str, Any] = {}
+    if not problems:  # what cannot be loaded needs no tests
+        suites, problems = _tested(place, generic, needed)
     return {
         "certificate": CERTIFICATE,
         "result": "failed" if problems else "passed",

@@ -249,7 +249,7 @@ class State:
             reason=reason + ("; " + "; ".join(dict.fromkeys(texts)) if texts else ""),
             rule=f"{file}: require",
             could_check=cannot is None,
-            hint=cannot.hint if cannot else f"the rule is in {file}",
+            hint=cannot.hint if cannot else "bootc trust explain IMAGE says more",
         )
 
     def _too_old(self, file: str, created: str | None) -> PolicyAnswer | None:
