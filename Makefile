@@ -60,14 +60,15 @@ model: ## explore the model of a transaction (Spin) and drive the real engine by
 .PHONY: chaos chaos-kill chaos-errno chaos-medium chaos-power chaos-flushes chaos-parallel
 chaos: chaos-kill chaos-errno chaos-medium chaos-power chaos-flushes chaos-parallel ## all of the following (root; hours)
 CHAOS = .venv/bin/python -m bootc_core.testing.chaos
-SUBJECTS = --subject tests/chaos/composefs_subject.py --subject tests/chaos/ostree_subject.py --subject examples/plain_storage/chaos.py
+OURS = --subject tests/chaos/composefs_subject.py --subject tests/chaos/ostree_subject.py
+SUBJECTS = $(OURS) --subject examples/plain_storage/chaos.py
 chaos-kill: ## SIGKILL before every system call on the sysroot, then before every durable step
 	$(CHAOS) kill $(SUBJECTS) --json .cache/chaos/kill.json $(CHAOS_OPTIONS)
 	BOOTC_KILL_EVERY=1 .venv/bin/python -m pytest -q -s tests/scenarios/test_killed.py
 chaos-errno: ## ENOSPC, EIO, EROFS, EDQUOT, ENOMEM and EMFILE at each of them
 	$(CHAOS) errno $(SUBJECTS) --json .cache/chaos/errno.json $(CHAOS_OPTIONS)
 chaos-medium: ## writes that are lost, cut short or changed
-	$(CHAOS) medium $(SUBJECTS) --json .cache/chaos/medium.json $(CHAOS_OPTIONS)
+	$(CHAOS) medium $(OURS) --json .cache/chaos/medium.json $(CHAOS_OPTIONS)
 chaos-power: ## 50,000 power cuts: all prefixes, reordered and torn writes, on ext4, XFS, btrfs and FAT
 	$(CHAOS) power --states 17000 $(SUBJECTS) --json .cache/chaos/power.json $(CHAOS_OPTIONS)
 chaos-flushes: ## one flush after the other taken away: each has to be missed

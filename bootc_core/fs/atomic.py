@@ -328,11 +328,12 @@ def create_file(path: StrPath, content: bytes | BinaryIO) -> str:
         finally:
             os.close(descriptor)
     if found.digest() != written.digest():
-        raise _read_back(path, f"sha256:{written.hexdigest()}", f"sha256:{found.hexdigest()}")
+        raise read_back(path, f"sha256:{written.hexdigest()}", f"sha256:{found.hexdigest()}")
     return written.hexdigest()
 
 
-def _read_back(path: StrPath, expected: str, found: str) -> StorageError:
+def read_back(path: StrPath, expected: str, found: str) -> StorageError:
+    """The medium gives back something else than what was written."""
     return StorageError(
         f"{os.fspath(path)} reads back differently from what was written",
         reference="read-back",
@@ -464,4 +465,4 @@ def patch(path: StrPath, offset: int, data: bytes) -> None:
         finally:
             os.close(descriptor)
     if found != data:
-        raise _read_back(path, repr(data), repr(found))
+        raise read_back(path, repr(data), repr(found))

@@ -41,6 +41,8 @@ from bootc_core.fs.trees import (
     ImageTree,
     OpenFile,
     Tree,
+    Written,
+    check_tree,
     compared,
     populate,
     scan_directory,
@@ -59,6 +61,7 @@ __all__ = [
     "Tree",
     "build_merged",
     "changes_text",
+    "check_tree",
     "conflicts",
     "merged",
     "plan",
@@ -270,8 +273,8 @@ def build_merged(
     new: Tree,
     changes: MergePlan,
     owners: OwnerView | None = None,
-) -> None:
-    """Write the merged tree into the new directory ``target_dir``, which must not exist.
+) -> Written:
+    """Write the merged tree into the new directory ``target_dir``, which must not exist; what ``check_tree`` takes.
 
     The caller brings it to the medium (one ``syncfs``), saves the owners' store and renames the
     directory.
@@ -287,7 +290,7 @@ def build_merged(
         StorageError: conflicts, no space, no permission; ``target_dir`` is to be removed by the
             caller.
     """
-    write_tree(target_dir, merged(current, new, changes), owners)
+    return write_tree(target_dir, merged(current, new, changes), owners)
 
 
 def changes_text(changes: MergePlan) -> Iterator[str]:

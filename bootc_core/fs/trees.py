@@ -10,6 +10,7 @@ final name.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import stat
@@ -97,6 +98,10 @@ class Tree(Protocol):
 
     def open(self, path: bytes) -> BinaryIO:
         """The content of the regular file ``path``."""
+
+
+Written = dict[bytes, str]
+"""SHA-256 in hex of the files that were written, by path."""
 
 
 def compared(xattrs: Xattrs) -> Xattrs:
@@ -281,8 +286,8 @@ def populate(
     open_file: OpenFile,
     owners: OwnerView | None = None,
     exclude: Collection[bytes] = UPDATED,
-) -> None:
-    """Write an image's subtree into the new directory ``target_dir``, which must not exist.
+) -> Written:
+    """Write an image's subtree into the new directory ``target_dir``, which must not exist; what ``check_tree`` takes.
 
     Owners, modes, attributes, links (hard and symbolic), devices and times with nanoseconds are the
     image's; what an ordinary user cannot set goes to ``owners``. Sync and rename are the caller's.
@@ -299,17 +304,18 @@ def populate(
         ContentError: ``tree`` is no directory.
     """
     source = scan_tree(tree, open_file, exclude)
-    write_tree(
-        target_dir, {path: (source, path, item) for path, item in source.entries.items()}, owners
-    )
+    items: dict[bytes, tuple[Tree, bytes, Entry]] = {
+        path: (source, path, item) for path, item in source.entries.items()
+    }
+    return write_tree(target_dir, items, owners)
 
 
 def write_tree(
     target_dir: Path,
     items: Mapping[bytes, tuple[Tree, bytes, Entry]],
     owners: OwnerView | None,
-) -> None:
-    """Write a table of paths into the new directory ``target_dir``, which must not exist.
+) -> Written:
+    """Write a table of paths into the new directory ``target_dir``, which must not exist; what ``check_tree`` takes.
 
     Args:
         target_dir: a temporary name beside the final one.
@@ -323,6 +329,7 @@ def write_tree(
     atomic.mkdir(target_dir, 0o700, exist_ok=False)
     if owners is not None:
         owners.clear()
+    written: Written = {}
     links: dict[tuple[int, object], bytes] = {}
     directories: list[tuple[bytes, Entry]] = []
     path = b""
@@ -339,13 +346,30 @@ def write_tree(
                     if first != path:
                         _link(root, first, path, owners)
                         continue
-                if _create(root, path, source, origin, entry, owners):
+                if _create(root, path, source, origin, entry, owners, written):
                     _attributes(root, path, entry, owners)
             for path, entry in reversed(directories):  # deepest first: children would touch times
                 _attributes(root, path, entry, owners)
     except OSError as problem:
         place = target_dir / os.fsdecode(path)
         raise atomic.storage_error(problem, "write", place) from problem
+    return written
+
+
+def check_tree(target_dir: Path, written: Written) -> None:
+    """Compare the files with what was written, as the medium gives them back: for after the sync.
+
+    Raises:
+        StorageError: ``read-back``, naming the file.
+    """
+    tree = DiskTree({}, target_dir)
+    for path, expected in written.items():
+        with tree.open(path) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        if found != expected:
+            place = target_dir / os.fsdecode(path)
+            raise atomic.read_back(place, f"sha256:{expected}", f"sha256:{found}")
 
 
 def _link(root: Beneath, first: bytes, path: bytes, owners: OwnerView | None) -> None:
@@ -364,18 +388,22 @@ def _create(
     origin: bytes,
     entry: Entry,
     owners: OwnerView | None,
+    written: Written,
 ) -> bool:
     """Make the name with its content; False if no attributes are left to be given."""
     if entry.kind == "l":
         root.symlink(entry.target, path)
     elif entry.kind == "f":
         descriptor = root.create_file(path)
+        content = hashlib.sha256()
         try:
             with source.open(origin) as stream:
                 while chunk := stream.read(limits.CHUNK_BYTES):
+                    content.update(chunk)
                     view = memoryview(chunk)
                     while view:
                         view = view[os.write(descriptor, view) :]
+            written[path] = content.hexdigest()
             if owners is None:
                 _give_attributes(descriptor, entry)
                 return False

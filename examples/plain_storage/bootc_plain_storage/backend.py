@@ -160,7 +160,7 @@ def finalize(sysroot: Sysroot, ready: StagedDeployment) -> BootPlan:
     half = place / ".etc"
     atomic.rmtree(half)
     plan = etc_merge.plan(pristine, current, new)
-    etc_merge.build_merged(half, current, new, plan)
+    written = etc_merge.build_merged(half, current, new, plan)
     var = top(sysroot) / "var"
     seed = top(sysroot) / ".var"
     atomic.rmtree(seed)
@@ -172,6 +172,7 @@ def finalize(sysroot: Sysroot, ready: StagedDeployment) -> BootPlan:
             else:
                 seed.mkdir()
     atomic.syncfs(sysroot.path)
+    trees.check_tree(half, written)
     atomic.rmtree(place / "etc")
     atomic.rename(half, place / "etc")
     atomic.fsync(place)

@@ -38,7 +38,7 @@ from bootc_composefs.splitstream import CONFIG, MANIFEST, encode_document
 from bootc_core import limits, paths
 from bootc_core.boot import bls
 from bootc_core.errors import BootcError, StorageError, printable
-from bootc_core.fs import atomic
+from bootc_core.fs import atomic, trees
 from bootc_core.host.environment import running_deployment
 from bootc_core.models import events
 from bootc_core.models.boot import BootEntry, BootFile, BootPlan
@@ -119,7 +119,7 @@ async def stage(
             Contents(repository),
             origin,
             first=current is None,
-        ) as (owners, renames):
+        ) as (owners, renames, written):
             emit(events.StepProgressed(context.transaction, "syncing", "Syncing the deployment"))
             await trio.lowlevel.checkpoint()
             atomic.syncfs(repository.path)
@@ -127,6 +127,8 @@ async def stage(
             streams = (layer.digest for layer in imported.layers.values() if layer.staged)
             for digest in (*images, *documents.values(), *streams):
                 _read_again(repository, digest)
+            for place, files in written:
+                trees.check_tree(place, files)
             unchanged = _link(repository, image, imported.layers, documents, images)
             owners.save()
             for source, target in renames:

@@ -55,8 +55,10 @@ def built_state(
     origin: bytes,
     *,
     first: bool,
-) -> Iterator[tuple[OwnerStore, list[tuple[Path, Path]]]]:
-    """The deployment's directory, and ``/var`` of the first one, at temporary names: owners, and renames to be done.
+) -> Iterator[tuple[OwnerStore, list[tuple[Path, Path]], list[tuple[Path, trees.Written]]]]:
+    """The deployment's directory, and ``/var`` of the first one, at temporary names.
+
+    Owners, renames to be done, and what was written where, to be checked after a sync.
 
     Only the ``first`` one gets its ``etc`` here: that of any other is the merge, which starts from the image.
     What was not renamed when the block ends is removed again.
@@ -67,32 +69,35 @@ def built_state(
     atomic.mkdir(sysroot.state, 0o700)
     owners = load_owners(sysroot)
     renames: list[tuple[Path, Path]] = []
+    written: list[tuple[Path, trees.Written]] = []
     try:
         place = deploy / f"{state.TEMPORARY}{os.urandom(8).hex()}"
         renames.append((place, deploy / deployment_id))
         atomic.mkdir(place, 0o755, exist_ok=False)
         if first:
             etc_path = f"{state.DEPLOY}/{deployment_id}/{ETC}"
-            trees.populate(
+            files = trees.populate(
                 place / ETC,
                 lookup(root, ETC.encode()),
                 contents.open,
                 _below(owners, sysroot, etc_path),
             )
+            written.append((place / ETC, files))
         atomic.symlink(_VAR_LINK, place / "var")
         atomic.write_file(place / f"{deployment_id}.origin", origin, sync=False)
         if not var.exists():
             temporary = var.with_name(f"{state.TEMPORARY}{os.urandom(8).hex()}")
             renames.append((temporary, var))
             tree = lookup(root, b"var")
-            trees.populate(
+            files = trees.populate(
                 temporary,
                 tree if tree is not None and tree.is_dir else None,
                 contents.open,
                 _below(owners, sysroot, state.VAR),
                 exclude=(),
             )
-        yield owners, renames
+            written.append((temporary, files))
+        yield owners, renames, written
     finally:
         for source, _ in renames:
             if os.path.lexists(source):  # exists() follows links
@@ -159,8 +164,9 @@ def merge_etc(
     temporary = directory / f"{state.TEMPORARY}{os.urandom(8).hex()}"
     path = f"{state.DEPLOY}/{deployment_id}/{ETC}"
     try:
-        etc_merge.build_merged(temporary, now, new, plan, _below(owners, sysroot, path))
+        written = etc_merge.build_merged(temporary, now, new, plan, _below(owners, sysroot, path))
         atomic.syncfs(temporary)
+        trees.check_tree(temporary, written)
         owners.save()
         atomic.rmtree(etc)
         atomic.rename(temporary, etc)
