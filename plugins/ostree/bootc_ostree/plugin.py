@@ -86,7 +86,15 @@ def _directory(sysroot: Sysroot, name: str) -> Path:
 def _extract(sysroot: Sysroot, deployment_id: str, path: str, place: Path) -> bool:
     import shutil
 
-    source = _directory(sysroot, deployment_id) / path
+    from bootc_core.errors import StorageError
+    from bootc_ostree.repo import Repo
+
+    try:
+        source = _directory(sysroot, deployment_id) / path
+    except (
+        StorageError
+    ):  # staged, and not in the boot menu yet: the commit is there, a checkout may not be
+        return Repo(sysroot.path).copy_out(deployment_id.partition(".")[0], path, place)
     if source.is_dir() and not source.is_symlink():
         shutil.copytree(source, place, symlinks=True)
     elif source.is_symlink() or source.exists():

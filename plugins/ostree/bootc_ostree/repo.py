@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import stat
 import struct
 from collections.abc import Iterator
@@ -358,6 +359,35 @@ class Repo:
                 return None
         files, _ = objects.parse_dirtree(self.read_object(tree, "dirtree"))
         return dict(files)
+
+    def copy_out(self, commit: str, path: str, place: Path) -> bool:
+        """Copy what is at ``path`` of a commit, with what is below it, to the new name ``place``; False: there is nothing.
+
+        Raises:
+            StorageError: an object is missing, or the copy cannot be written.
+        """
+        found = self._find(commit, path)
+        if found is None:
+            return False
+        with atomic.mapped("copy", place):
+            if isinstance(found, str):
+                shutil.copy2(self.object_path(found, "file"), place, follow_symlinks=False)
+                return True
+            place.mkdir()
+            for name, checksum in found.items():
+                source = self.object_path(checksum.hex(), "file")
+                shutil.copy2(source, place / name, follow_symlinks=False)
+        for name in self._directories(commit, path):
+            self.copy_out(commit, f"{path}/{name}", place / name)
+        return True
+
+    def _directories(self, commit: str, path: str) -> list[str]:
+        tree = self.read_commit(commit)["tree"].hex()
+        for part in (*path.split("/"), ""):
+            _, directories = objects.parse_dirtree(self.read_object(tree, "dirtree"))
+            if part:
+                tree = next(inner.hex() for name, inner, _ in directories if name == part)
+        return [name for name, _, _ in directories]
 
     # refs
 

@@ -34,7 +34,7 @@ def bootc(*arguments):
 class Host:
     """A host on version 1, and an update in the layout ``os``."""
 
-    def __init__(self, place):
+    def __init__(self, place, backend="composefs"):
         self.place, self.root = place, place / "root"
         self.where = ("--sysroot", place / "host", "--config-root", self.root)
         (self.root / "etc/containers").mkdir(parents=True)
@@ -42,7 +42,9 @@ class Host:
             json.dumps({"default": [{"type": "insecureAcceptAnything"}]})
         )
         self.build("1")
-        done = bootc("switch", "--transport", "oci", f"{place}/os:x", *self.where)
+        done = bootc(
+            *("switch", "--backend", backend, "--transport", "oci", f"{place}/os:x", *self.where)
+        )
         assert done.returncode == 0, done.stderr
 
     def build(self, version, hooks=None, mode=0o755):
@@ -121,6 +123,19 @@ def test_an_image_refuses_this_host_and_nothing_is_left(host):
     assert (
         "  hooks of images: asked before finalize, after all others, in a sandbox" in order.stdout
     )
+
+
+@pytest.mark.root
+@pytest.mark.real
+def test_of_an_image_that_libostree_stages(tmp_path):
+    host = Host(tmp_path, "ostree")
+    before = host.version()
+    host.allow()
+    host.build("2", {"20-no": NO})
+    done = host.upgrade()
+    assert done.returncode == 1
+    assert "the image's usr/lib/bootc/image-hooks.d/gate/20-no: needs UEFI" in done.stderr
+    assert host.version() == before
 
 
 def test_the_site_has_the_last_word(host):
