@@ -30,7 +30,5 @@ done
 # What does nothing but where it is needed is enabled for everybody
 mkdir -p "$dest/usr/lib/systemd/system/multi-user.target.wants"
 ln -sf ../bootc-boot-menu.service "$dest/usr/lib/systemd/system/multi-user.target.wants/"
-if [ -e "$dest/usr/sbin/update-initramfs" ] || [ -e "$dest/usr/sbin/mkinitramfs" ]; then
-    put 755 initramfs-tools/hooks/bootc /usr/share/initramfs-tools/hooks
-    put 755 initramfs-tools/scripts/local-bottom/bootc /usr/share/initramfs-tools/scripts/local-bottom
-fi
+put 755 initramfs-tools/hooks/bootc /usr/share/initramfs-tools/hooks
+put 755 initramfs-tools/scripts/local-bottom/bootc /usr/share/initramfs-tools/scripts/local-bottom
