@@ -203,10 +203,269 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "D17": ("sectors of 4096 bytes", "works", "works"),
         "D18": ("the file system trims meanwhile", "works", "works"),
     },
+    "Signatures and policies": {
+        "S01": ("an unsigned image where the policy demands signatures", "refused before any layer byte", "POL"),
+        "S02": ("a signature over another digest", "refused, both digests named", "POL"),
+        "S03": ("a good signature for another repository or identity", "refused: claimed and wanted", "POL"),
+        "S04": ("wrong, revoked, expired and weak keys; unknown algorithms", "refused, the key named", "POL"),
+        "S05": ("one signer twice where two are demanded", "counts once", "POL"),
+        "S06": ("too many or too large signatures", "bounded", "LIM"),
+        "S07": ("one good signature among many bad ones", "accepted where any of them suffices", "works"),
+        "S08": ("bad base64, DER, JSON, duplicate keys, strange payloads", "refused, never a crash", "POL"),
+        "S09": ("an envelope whose payload is about something else", "the digest in what was signed counts", "POL"),
+        "S10": ("an expired certificate without a trusted time", "refused", "POL"),
+        "S11": ("logged outside the certificate's life, or in the future", "refused", "POL"),
+        "S12": ("a clock in 1970 or far ahead", "nothing old comes back to life", "POL"),
+        "S13": ("an image that is signed and too old (freeze)", "not deployed; the running system is unaffected", "POL"),
+        "S14": ("an older signed image at the same tag", "refused until permitted, once", "POL"),
+        "S15": ("version memory lost or damaged", "named; never taken for a first use", "STATE"),
+        "S16": ("an image from far in the future", "refused, and others are not locked out", "POL"),
+        "S17": ("a signed index, a manifest that it does not list", "only what is listed counts", "POL"),
+        "S18": ("the public conformance suite", "each case as it says", "POL"),
+        "S19": ("no policy, an empty one, one that others can write", "refused; never accept anything", "CFG"),
+        "S20": ("overlapping scopes", "the most specific one, and `trust explain` says which", "works"),
+        "S21": ("a verified image whose blobs are edited before staging", "hashed on every read", "INT"),
+        "S22": ("a policy plugin that raises, hangs, answers rubbish", "counts as refusal", "PLUG"),
+        "S23": ("a log or signature store that cannot be reached", "an error, never skipped", "NET"),
+        "S24": ("an image from a mirror", "rules for names are those of the original name", "POL"),
+    },
+    "Hooks and plugins": {
+        "H01": ("a script that cannot run", "named", "HOOK"),
+        "H02": ("a script or a directory above that others can write", "never run", "HOOK"),
+        "H03": ("a link out of the directories; replaced between check and run", "opened once, run by that handle", "HOOK"),
+        "H04": ("exit 1, 126, 127, 255, killed by a signal", "by the moment: no, or a warning, with its last lines", "HOOK"),
+        "H05": ("a script that hangs", "ended at its deadline with all it started", "HOOK"),
+        "H06": ("a daemon that keeps the pipes", "ended; nobody waits for pipes", "HOOK"),
+        "H07": ("endless output, escape codes", "capped, escaped", "HOOK"),
+        "H08": ("a script that does not read its input", "does not matter", "works"),
+        "H09": ("a script that calls bootc", "the lock's holder is named; nothing waits", "BUSY"),
+        "H10": ("a script that deletes what was staged", "found before the switch; the old state stays", "STATE"),
+        "H11": ("a script that reboots", "as a crash there", "works"),
+        "H12": ("a failure after the switch", "a warning; the switch stays", "HOOK"),
+        "H13": ("a thousand scripts, back-ups, odd names", "one documented order; back-ups are left out and noted", "works"),
+        "H14": ("a plugin that cannot be loaded or needs a newer API", "stops the program with a remedy", "PLUG"),
+        "H15": ("a plugin that raises anything, or ends the process", "named; nothing else happens", "PLUG"),
+        "H16": ("a plugin that blocks", "ended at its deadline", "PLUG"),
+        "H17": ("a plugin that answers something else", "checked by type; transports are hashed", "PLUG"),
+        "H18": ("a plugin that changes the process", "third parties run in processes of their own", "PLUG"),
+        "H19": ("two plugins for one name", "an error naming both", "PLUG"),
+        "H20": ("plugins in places that others can write", "not loaded", "PLUG"),
+        "H21": ("secrets in texts", "are in no representation of what holds them", "works"),
+        "H22": ("a backend that says durable without a sync", "fails the contract suite", "PLUG"),
+        "H23": ("a bootloader that leaves no entry", "fails the contract suite", "PLUG"),
+    },
+    "Interruption and concurrency": {
+        "X01": ("SIGKILL before any step", "old or new; the next run converges", "works"),
+        "X02": ("SIGTERM, SIGINT, SIGHUP, twice", "ends soon and cleans up", "INTR"),
+        "X03": ("stopped for an hour", "deadlines are by the monotonic clock", "works"),
+        "X08": ("several updates at once", "one goes on, the others name it and leave", "BUSY"),
+        "X09": ("status while an update runs", "always whole, never waits", "works"),
+        "X10": ("lock files of the dead, replaced ones", "the kernel's lock alone counts", "works"),
+        "X11": ("a journal that is older or newer than the disk", "what boots decides", "works"),
+        "X12": ("staged twice, rollback while staged, nothing to finalize", "idempotent, documented", "works"),
+        "X13": ("shutdown while fetching, or a failed finalize", "stays with the old one; told at the next boot", "works"),
+        "X14": ("a worker that is killed, for memory or else", "an error that says so; nothing is left running", "LIM"),
+        "X16": ("the session or namespace ends", "as a kill", "works"),
+    },
+    "State and boot": {
+        "B01": ("a journal cut at any byte, or changed", "whole records count; `bootc fsck` names the rest", "works"),
+        "B02": ("a journal that disagrees with the disk", "the boot partition decides", "works"),
+        "B03": ("missing or damaged records of a deployment", "status shows the rest; an upgrade works", "works"),
+        "B04": ("entries without deployment, deployments without entry", "named by `bootc fsck`, left out by status", "works"),
+        "B05": ("torn, empty and odd entries", "never chosen; replaced", "works"),
+        "B06": ("entries of others", "stay byte for byte", "works"),
+        "B07": ("a boot counter that runs out", "the old one boots; the bad one is not taken again", "works"),
+        "B08": ("a root that is none of our records", "said; nothing is changed", "STATE"),
+        "B09": ("a kernel or initrd that is not the image's", "written again before the switch, or by `fsck --repair`", "INT"),
+        "B10": ("an image that is not what the entry's digest says", "refused before the switch; not mounted at boot", "INT"),
+        "B15": ("a clock that changed", "the order is explicit", "works"),
+        "B16": ("a flipped bit in an object", "`bootc fsck` names it, with fs-verity the kernel refuses it", "INT"),
+        "B18": ("every kind of conflict in /etc", "deterministic, all named", "STATE"),
+        "B19": ("a merge of /etc that is interrupted", "begins again from the image", "works"),
+        "B20": ("a soft reboot that cannot be done", "refused with the reason, or left out", "ENV"),
+    },
+    "Installing": {
+        "I01": ("a disk that is in use", "refused, the holder named", "USE"),
+        "I02": ("a disk that is too small", "refused with what is needed", "SPC"),
+        "I03": ("a disk that holds something", "refused until wiping is asked for", "USE"),
+        "I05": ("an image without the bootloader, or another firmware", "refused before anything is written", "ENV"),
+        "I07": ("a root or boot partition with content", "refused, wiped or kept as asked", "works"),
+        "I08": ("malformed settings for installing", "file and key", "CFG"),
+        "I09": ("an image that cannot be fetched or accepted", "known before anything is wiped", "NET"),
+    },
 }  # fmt: skip
 
-_IN_NAME = re.compile(r"(?:^|_)([tzmncd]\d\d)(?=_|$)")
-_IN_TEXT = re.compile(r"[TZMNCDtzmncd]\d\d(?![0-9A-Za-z])")
+# Tests that show a row without having its id in their name: file and function, checked to exist.
+SHOWN: dict[str, tuple[str, ...]] = {
+    "B01": (
+        "core/engine/test_journal.py::test_a_torn_append_is_ignored_at_every_length",
+        "scenarios/test_fsck.py::test_journals",
+    ),
+    "B02": ("core/engine/test_pure.py::test_what_boots_decides_recovery",),
+    "B03": (
+        "plugins/composefs/test_backend.py::test_status_survives_damaged_records",
+        "scenarios/test_fsck.py::test_all_objects_at_once",
+    ),
+    "B04": (
+        "scenarios/test_fsck.py::test_an_entry_of_nothing_is_named",
+        "scenarios/test_fsck.py::test_a_lost_boot_entry_is_made_again",
+    ),
+    "B05": (
+        "core/boot/test_bls.py::test_damaged",
+        "scenarios/test_fsck.py::test_a_lost_boot_entry_is_made_again",
+    ),
+    "B06": (
+        "plugins/systemd_boot/test_switch.py::test_foreign_entries_and_files_are_never_touched",
+    ),
+    "B07": (
+        "plugins/systemd_boot/test_switch.py::test_a_new_entry_is_counted_and_given_up",
+        "system/test_live_host.py::test_an_update_that_is_not_healthy_goes_back_and_is_not_taken_again",
+    ),
+    "B08": ("system/test_live_host.py::test_a_root_that_is_not_what_the_command_line_names",),
+    "B09": (
+        "plugins/systemd_boot/test_switch.py::test_damaged_kernel_is_not_shared_but_written",
+        "scenarios/test_fsck.py::test_boot_files_are_those_of_the_image",
+    ),
+    "B10": (
+        "scenarios/bad_inputs/test_d_group.py::test_d13_a_damaged_image_of_what_boots",
+        "system/test_initramfs.py::test_an_image_that_is_not_what_its_name_promises_is_not_mounted",
+    ),
+    "B15": (
+        "core/boot/test_bls.py::test_order_and_its_place_in_the_file",
+        "core/boot/test_bls.py::test_menu_order",
+    ),
+    "B16": (
+        "scenarios/test_fsck.py::test_each_object_is_looked_at",
+        "plugins/composefs/test_backend.py::test_with_fs_verity_nothing_is_optional",
+    ),
+    "B18": (
+        "core/fs/test_etc_merge.py::test_all_conflicts_are_named",
+        "core/fs/test_etc_merge.py::test_many_files",
+    ),
+    "B19": (
+        "plugins/composefs/test_backend.py::test_finalize_is_repeatable_and_takes_the_last_edits",
+    ),
+    "B20": ("system/test_live_host.py::test_a_soft_reboot_is_refused_or_done_without",),
+    "H01": ("plugins/hooks_dir/test_hooks_dir_run.py::test_what_cannot_run_is_named",),
+    "H02": (
+        "plugins/hooks_dir/test_hooks_dir_run.py::test_a_script_that_others_can_write_never_runs",
+        "plugins/hooks_dir/test_hooks_dir_run.py::test_a_script_of_another_user_never_runs",
+        "plugins/hooks_dir/test_hooks_dir_run.py::test_a_directory_above_that_others_can_write_spoils_it",
+    ),
+    "H03": (
+        "plugins/hooks_dir/test_hooks_dir_run.py::test_what_was_checked_is_what_runs",
+        "plugins/hooks_dir/test_hooks_dir_run.py::test_a_link_out_of_the_configuration_root_never_runs",
+    ),
+    "H04": (
+        "plugins/hooks_dir/test_hooks_dir_run.py::test_how_a_gate_ends_is_its_answer",
+        "plugins/hooks_dir/test_hooks_dir_run.py::test_before_the_switch_the_first_failure_ends_it",
+    ),
+    "H05": (
+        "plugins/hooks_dir/test_hooks_dir_run.py::test_a_script_that_hangs_costs_its_deadline",
+    ),
+    "H06": (
+        "plugins/hooks_dir/test_hooks_dir_run.py::test_a_daemon_that_keeps_the_pipes_is_not_waited_for",
+    ),
+    "H07": ("plugins/hooks_dir/test_hooks_dir_run.py::test_babble_is_capped_and_escaped",),
+    "H08": ("plugins/hooks_dir/test_hooks_dir_run.py::test_stdin_need_not_be_read",),
+    "H11": (
+        "scenarios/test_transcript.py::test_a_crash_at_every_hook_is_recovered_and_the_hook_is_called_again_resumed",
+    ),
+    "H12": (
+        "scenarios/test_transcript.py::test_an_error_after_the_switch_only_warns",
+        "plugins/hooks_dir/test_hooks_dir_run.py::test_after_the_switch_all_run_and_failures_come_together",
+    ),
+    "H13": (
+        "plugins/hooks_dir/test_hooks_dir_discover.py::test_a_thousand_scripts_stay_in_order",
+        "plugins/hooks_dir/test_hooks_dir_discover.py::test_left_overs_never_run_and_are_noted",
+    ),
+    "H14": (
+        "core/hooks/test_manager.py::test_another_api_number_stops_with_a_remedy",
+        "core/hooks/test_manager.py::test_a_misspelt_hook_is_an_error",
+    ),
+    "H15": (
+        "core/containment/test_misbehaviour.py::test_it_costs_its_deadline_and_nothing_else",
+        "scenarios/test_transcript.py::test_a_foreign_exception_names_the_plugin",
+    ),
+    "H16": (
+        "core/containment/test_misbehaviour.py::test_it_costs_its_deadline_and_nothing_else",
+        "scenarios/test_transcript.py::test_a_timeout_at_every_hook",
+    ),
+    "H17": (
+        "core/containment/test_misbehaviour.py::test_it_costs_its_deadline_and_nothing_else",
+        "contract/test_other_contracts.py::test_broken_transports_are_found",
+    ),
+    "H18": ("core/containment/test_misbehaviour.py::test_it_costs_its_deadline_and_nothing_else",),
+    "H19": ("core/hooks/test_manager.py::test_two_offers_of_one_name_are_an_error_naming_both",),
+    "H20": ("scenarios/test_authors.py::test_others_may_not_change_what_root_runs",),
+    "H21": (
+        "plugins/registry/test_registry_auth.py::test_secrets_are_in_no_repr",
+        "scenarios/test_credential_chains.py::test_n12_n13_n14_n15_no_secret_goes_astray",
+    ),
+    "H22": ("contract/test_broken.py::test_the_suite_finds_it",),
+    "H23": ("contract/test_other_contracts.py::test_broken_bootloaders_are_found",),
+    "I01": (
+        "plugins/install/test_to_disk.py::test_a_disk_in_use_or_not_empty_is_refused_until_wiped",
+    ),
+    "I02": (
+        "plugins/install/test_partitions.py::test_a_disk_without_room_is_refused_with_what_is_needed",
+    ),
+    "I03": (
+        "plugins/install/test_to_disk.py::test_a_disk_in_use_or_not_empty_is_refused_until_wiped",
+    ),
+    "I05": ("plugins/install/test_to_disk.py::test_an_image_without_the_bootloader_is_refused",),
+    "I07": ("plugins/install/test_to_filesystem.py::test_what_is_there_is_refused_wiped_or_kept",),
+    "I08": ("plugins/install/test_config.py::test_what_is_wrong_is_named",),
+    "I09": (
+        "plugins/install/test_to_disk.py::test_what_cannot_be_installed_is_refused_and_nothing_written",
+    ),
+    "S02": (
+        "plugins/signing/test_signing_mutations.py::test_keys_swapped_digests_and_repositories_replayed",
+    ),
+    "S04": (
+        "plugins/signing/test_signing_mutations.py::test_openpgp_keys_that_expired_were_revoked_or_are_weak",
+        "plugins/signing/test_signing_mutations.py::test_weak_and_strange_keys_cannot_be_used",
+    ),
+    "S08": (
+        "plugins/signing/test_signing_mutations.py::test_envelope",
+        "plugins/signing/test_signing_mutations.py::test_classic_payload_and_signature",
+        "fuzz/test_fuzz.py::test_any_bytes",
+    ),
+    "S09": (
+        "plugins/signing/test_signing_keyless.py::test_a_statement_about_another_image_or_repository",
+        "plugins/signing/test_signing_keyless.py::test_the_entry_is_about_another_signature",
+    ),
+    "S17": ("plugins/signing/test_signing_real.py::test_index_or_image",),
+    "S21": (
+        "scenarios/bad_inputs/test_d_group.py::test_d05_damaged_splitstreams_are_not_published",
+        "scenarios/bad_inputs/test_d_group.py::test_d05_what_was_damaged_is_not_taken_again",
+    ),
+    "S22": (
+        "core/containment/test_misbehaviour.py::test_it_costs_its_deadline_and_nothing_else",
+        "contract/test_other_contracts.py::test_broken_policies_are_found",
+    ),
+    "S24": (
+        "plugins/registry/test_registry_fetch.py::test_mirrors_in_order_and_the_logical_name_stays",
+    ),
+    "X01": (
+        "scenarios/test_killed.py::test_old_or_new_and_convergence",
+        "model/test_model.py::test_composefs",
+    ),
+    "X03": ("scenarios/bad_inputs/test_d_group.py::test_d14_no_deadline_uses_the_wall_clock",),
+    "X11": ("core/engine/test_pure.py::test_what_boots_decides_recovery",),
+    "X12": (
+        "model/test_model.py::test_engine",
+        "scenarios/test_transcript.py::test_download_only_and_later",
+    ),
+    "X13": ("system/test_live_host.py::test_a_failure_at_shutdown_is_told_at_the_next_boot",),
+    "X14": (
+        "core/oci/test_importer.py::test_x_killed_parent_leaves_finished_layers_and_no_process",
+    ),
+    "X16": ("scenarios/test_killed.py::test_old_or_new_and_convergence",),
+}
+
+_IN_NAME = re.compile(r"(?:^|_)([tzmncdshxbi]\d\d)(?=_|$)")
+_IN_TEXT = re.compile(r"[TZMNCDSHXBItzmncdshxbi]\d\d(?![0-9A-Za-z])")
 
 
 def _names_of(node: ast.AST) -> Iterator[str]:
@@ -247,6 +506,8 @@ def covering() -> dict[str, list[str]]:
     for path in (ROOT / "tests").rglob("test_*.py"):
         for name, function in _of_file(path):
             found[name].add(f"{path.relative_to(ROOT)}::{function}")
+    for name, places in SHOWN.items():
+        found[name].update(f"tests/{place}" for place in places)
     return {name: sorted(places) for name, places in found.items()}
 
 

@@ -175,7 +175,7 @@ def parse(file: str, data: bytes) -> PresentEntry:
         line = line.strip(" \t")
         if not line or line.startswith("#"):
             continue
-        key, value = [*line.split(None, 1), ""][:2]
+        key, value = [*line.split(None, 1), "", ""][:2]
         if not _KEY.fullmatch(key) or any(not char.isprintable() for char in value if char != "\t"):
             raise damaged(f"the line {printable(line, 60)}")
         if value:

@@ -46,6 +46,8 @@ from bootc_core.render.units import size
 
 T = TypeVar("T")
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 _PATHS = frozenset({Transport.OCI, Transport.OCI_ARCHIVE, Transport.DOCKER_ARCHIVE, Transport.DIR})
 
 
@@ -65,19 +67,29 @@ async def _interruptible(work: Callable[[], Awaitable[T]]) -> T:
     """Run ``work``; SIGINT, SIGTERM and SIGHUP cancel it, and it cleans up before it ends."""
     caught: list[int] = []
     result: list[T] = []
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
 
             async def watch() -> None:
-                async for number in signals:
+                async for (
+                    number
+                ) in signals:  # to the end of the cleaning up: a second one must not end that
                     caught.append(number)
-                    nursery.cancel_scope.cancel()
+                    scope.cancel()
 
             nursery.start_soon(watch)
-            result.append(await work())
+            with scope:
+                result.append(await work())
             nursery.cancel_scope.cancel()
+        if caught:
+            with trio.move_on_after(0.01):  # what nobody took would be sent again, and kill us
+                async for number in signals:
+                    caught.append(number)
     if result:
         return result[0]
+    for number in _SIGNALS:  # all is cleaned up: another one must not change how this run ends
+        signal.signal(number, signal.SIG_IGN)
     name = signal.Signals(caught[0]).name if caught else "a signal"
     raise TransactionError(
         f"stopped by {name}",
