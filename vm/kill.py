@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from support.registry import running_registry
 
 from vm import image
-from vm.cycle import CACHE, KINDS, PORT, Kind, Told, install, push, scratch
+from vm.cycle import CACHE, KINDS, PORT, Kind, Told, install, permit_plain, push, scratch
 from vm.guest import BOOT_S, Guest
 from vm.qemu import find_qemu
 
@@ -46,6 +46,7 @@ def run(kind: Kind, layout: Path, qemu: str, times: int, seed: int) -> Counter[s
             with Guest(disk, qemu, forward=forward, log=log) as guest:
                 fields = guest.wait_marker()
                 version = fields["version"]
+                permit_plain(guest)
                 check(guest, told)
                 push(layout, "v2" if version == "1" else "v1", registry.authority)
                 if cuts % 3 == 0:
