@@ -1,5 +1,5 @@
 # What people and CI call; the work is in demo/ and scripts/, which need no make.
-.PHONY: help setup demo test lint types check bench bench-ostree bench-update conformance credential-chains fault-proxy bad-inputs fsck misbehaviour vm vm-health vm-kill fuzz fuzz-diff ostree-versions live-host model clean
+.PHONY: help bound-memory setup demo test lint types check bench bench-ostree bench-update conformance credential-chains fault-proxy bad-inputs fsck misbehaviour vm vm-health vm-kill fuzz fuzz-diff ostree-versions live-host model clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -54,6 +54,8 @@ ostree-versions: ## the ostree backend's tests with the libostree of Debian 13 a
 	python3 scripts/ostree_versions.py .cache/ostree
 live-host: ## all that commands do on a running host, in mount namespaces (root)
 	.venv/bin/python -m pytest -q tests/system/test_live_host.py tests/system/live_host_more.py
+bound-memory: ## measure the memory of all processes on hostile and large inputs: below 256 MiB
+	BOOTC_MEMORY=all .venv/bin/python -m pytest -q -s tests/scenarios/test_memory.py
 model: ## explore the model of a transaction (Spin) and drive the real engine by it; seeded defects have to be found
 	python3 docs/model/run.py
 	BOOTC_MODEL=all .venv/bin/python -m pytest -q tests/model
