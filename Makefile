@@ -67,8 +67,8 @@ SUBJECTS = $(OURS) --subject examples/plain_storage/chaos.py
 chaos-kill: ## SIGKILL before every system call on the sysroot, then before every durable step
 	$(CHAOS) kill $(SUBJECTS) --json .cache/chaos/kill.json $(CHAOS_OPTIONS)
 	BOOTC_KILL_EVERY=1 .venv/bin/python -m pytest -q -s tests/scenarios/test_killed.py
-chaos-errno: ## ENOSPC, EIO, EROFS, EDQUOT, ENOMEM and EMFILE at each of them
-	$(CHAOS) errno $(SUBJECTS) --json .cache/chaos/errno.json $(CHAOS_OPTIONS)
+chaos-errno: ## ENOSPC, EIO, EROFS, EDQUOT, ENOMEM and EMFILE at each of them, and disks that are nearly full
+	$(CHAOS) errno fill $(SUBJECTS) --json .cache/chaos/errno.json $(CHAOS_OPTIONS)
 chaos-medium: ## writes that are lost, cut short or changed
 	$(CHAOS) medium $(OURS) --json .cache/chaos/medium.json $(CHAOS_OPTIONS)
 chaos-power: ## 50,000 power cuts: all prefixes, reordered and torn writes, on ext4, XFS, btrfs and FAT

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Final
 
 from bootc_core.errors import BootcError
-from bootc_core.testing.chaos import calls, defects, disk, parallel, power, report, tracer
+from bootc_core.testing.chaos import calls, defects, disk, fill, parallel, power, report, tracer
 from bootc_core.testing.chaos.bench import COMMANDS, Bench, Defect
 from bootc_core.testing.chaos.report import Tally
 from bootc_core.testing.chaos.subject import Subject, load
 
-SUITES: Final = ("kill", "errno", "medium", "power", "flushes", "parallel")
+SUITES: Final = ("kill", "errno", "fill", "medium", "power", "flushes", "parallel")
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the benches in it have names that nobody can guess
 
 
@@ -140,10 +140,17 @@ def _run(suite: str, options: argparse.Namespace, subject: Subject, place: Path)
         del index, count
         yield parallel.rounds(bench, options.rounds, options.updaters, options.readers)
 
+    def nearly_full(bench: Bench, index: int, count: int) -> Iterator[Tally]:
+        disk.private_mounts()
+        for command in wanted:
+            yield fill.sweep(bench, command, lambda number: number % count == index, options.every)
+
     if suite == "parallel":
         return shards(place, subject, 1, defect, all_at_once)
-    if suite in {"power", "flushes"}:
+    if suite in {"power", "flushes", "fill"}:
         disk.require()
+    if suite == "fill":
+        return shards(place, subject, options.jobs, defect, nearly_full)
     if suite == "flushes":
         return shards(place, subject, options.jobs, defect, without_flushes)
     if suite == "power":

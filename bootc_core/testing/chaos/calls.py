@@ -159,8 +159,14 @@ def _failed(
     action: Action,
     tally: Tally,
 ) -> list[str]:
-    """Refused, naming what could not be done, or done in spite of it."""
     del action
+    return failed(bench, command, done, found, tally)
+
+
+def failed(
+    bench: Bench, command: Command, done: tracer.Result, found: Judgement, tally: Tally
+) -> list[str]:
+    """What is wrong with a run that met an error: it has to be refused, naming what could not be done, or done in spite of it."""
     problems = list(found.problems)
     is_new = found.first == command.new[0] and found.staged == command.stages
     if done.status == 0:
