@@ -521,7 +521,8 @@ async def prune(context: Context, sysroot: Sysroot) -> bool:
         await trio.lowlevel.checkpoint()
         cache = Cache(sysroot)
         roots = gc.roots(repository, names)
-        if (kept := cache.roots()) is not None and kept.issubset(roots):
+        kept = cache.roots()
+        if kept is not None and kept.issubset(roots) and not gc.temporary(repository):
             return True  # nothing was taken away since all was kept by something
         cache.forget_roots()
         try:

@@ -155,8 +155,8 @@ def collect(repository: Repository, names: Iterable[str]) -> Collected:
             for path, _ in list(repo.all_refs(repository.path / kind / "refs")):
                 if not path.exists():
                     atomic.unlink(path)
-        _drop_temporary(repository.path)
-        _drop_temporary(repository.path / "objects")
+        for path in temporary(repository):
+            atomic.unlink(path)
     return Collected(objects, size, images, streams)
 
 
@@ -187,10 +187,14 @@ def _sweep(repository: Repository, marked: set[bytes]) -> tuple[int, int]:
     return removed, size
 
 
-def _drop_temporary(directory: Path) -> None:
-    for name in os.listdir(directory):
-        if name.startswith(_TEMPORARY):
-            atomic.unlink(directory / name)
+def temporary(repository: Repository) -> list[Path]:
+    """What killed runs left under temporary names."""
+    return [
+        directory / name
+        for directory in (repository.path, repository.path / "objects")
+        for name in os.listdir(directory)
+        if name.startswith(_TEMPORARY)
+    ]
 
 
 def retag(repository: Repository, manifests: Iterable[str]) -> None:
