@@ -23,6 +23,7 @@ from typing import IO, Any, Final
 
 from bootc_core import limits
 
+SERVICE: Final = "service"  # argument of a child that runs as one
 PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -69,12 +70,15 @@ def _ended(child: int, answers: int) -> bool:
             return descriptor == ends
 
 
-def confine(memory_bytes: int) -> None:
-    """Bound this process and what it starts, and give the plugin a process of its own; returns in that one."""
+def confine(memory_bytes: int, *, service: bool = False) -> None:
+    """Bound this process and what it starts, and give the plugin a process of its own; returns in that one.
+
+    ``service``: systemd ends what is left, and in a process namespace root's ``systemctl`` would not find its PID 1.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    apart = libc.unshare(_CLONE_NEWPID) == 0  # an ordinary user may not
+    apart = service or libc.unshare(_CLONE_NEWPID) == 0  # an ordinary user may not
     if not apart:
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = os.fork()
@@ -162,6 +166,7 @@ def serve(stdin: IO[bytes], answers: int) -> None:
 
     try:
         request = json.loads(stdin.readline(limits.CHILD_REQUEST_BYTES))
+        os.environ.update(request["environment"])
         if request["hook"] == "bootc_on_event":
             observe(request, iter(stdin.readline, b""))
             said: dict[str, Any] = {"answer": None}
@@ -180,7 +185,7 @@ def serve(stdin: IO[bytes], answers: int) -> None:
 def main() -> None:
     """Serve one request."""
     memory = int(sys.argv[1]) if len(sys.argv) > 1 else limits.CHILD_MEMORY_BYTES
-    confine(memory)
+    confine(memory, service=sys.argv[2:] == [SERVICE])
     answers = os.dup(1)
     os.dup2(2, 1)
     serve(sys.stdin.buffer, answers)

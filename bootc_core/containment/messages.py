@@ -1,6 +1,7 @@
 """What goes to a plugin's child process and comes back: one JSON object a line, the same values that hooks have in process.
 
-    stdin   {"protocol": 1, "plugin": …, "module": …, "path": [...], "hook": "bootc_gate", "arguments": {...}}
+    stdin   {"protocol": 1, "plugin": …, "module": …, "path": [...], "hook": "bootc_gate", "arguments": {...},
+             "environment": {...}}
             for bootc_on_event further lines follow: {"event": {...}}
     stdout  {"protocol": 1, "answer": …}   or   {"protocol": 1, "error": {"kind": "HookError", "message": …, …}}
 
@@ -322,13 +323,18 @@ def schema() -> dict[str, Any]:
     request = {
         "description": "The first line on standard input.",
         "type": "object",
-        "required": ["protocol", "plugin", "module", "path", "hook", "arguments"],
+        "required": ["protocol", "plugin", "module", "path", "hook", "arguments", "environment"],
         "properties": {
             "protocol": {"const": PROTOCOL},
             "plugin": text,
             "module": text,
             "path": {"type": "array", "items": text},
             "hook": text,
+            "environment": {
+                "description": "Added to that of the child: what must not be seen as a service's.",
+                "type": "object",
+                "additionalProperties": text,
+            },
             "arguments": {
                 "type": "object",
                 "additionalProperties": False,

@@ -176,13 +176,14 @@ def _command(bounds: Bounds) -> list[str]:
     return [sys.executable, "-I", "-m", "bootc_core.containment.child", str(bounds.memory_bytes)]
 
 
-def _environment() -> dict[str, str]:
+def _kept() -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    kept |= {name: value for name, value in os.environ.items() if name.startswith("BOOTC_")}
-    return process.clean_environment(**kept)
+    return kept | {name: value for name, value in os.environ.items() if name.startswith("BOOTC_")}
 
 
-def _request(source: PluginSource, hook: str, packed: dict[str, Any]) -> bytes:
+def _request(
+    source: PluginSource, hook: str, packed: dict[str, Any], environment: dict[str, str]
+) -> bytes:
     from bootc_core.containment import messages
 
     path = [source.location] if source.location else []
@@ -193,6 +194,7 @@ def _request(source: PluginSource, hook: str, packed: dict[str, Any]) -> bytes:
         "path": path,
         "hook": hook,
         "arguments": packed,
+        "environment": environment,
     }
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
@@ -207,18 +209,25 @@ async def call(
         BootcError: what the plugin raised.
     """
     from bootc_core.containment import messages, unit
+    from bootc_core.containment.child import SERVICE
 
     seconds = bounds.of(hook)
-    command = _command(bounds)
+    command, environment, told = _command(bounds), process.clean_environment(**_kept()), {}
     if unit.available():
+        # everybody may read the environment of a service, and a proxy's address may hold a password
+        environment, told = process.clean_environment(), _kept()
         command = unit.command(
-            source.name, command, _environment(), seconds=seconds, memory_bytes=bounds.memory_bytes
+            source.name,
+            [*command, SERVICE],
+            environment,
+            seconds=seconds,
+            memory_bytes=bounds.memory_bytes,
         )
     done = await process.run(
         command,
-        stdin=_request(source, hook, await messages.pack(arguments)),
+        stdin=_request(source, hook, await messages.pack(arguments), told),
         timeout_s=seconds,
-        env=_environment(),
+        env=environment,
         output_limit=limits.CHILD_ANSWER_BYTES,
         check=False,
         label=f"plugin {source.name}",
@@ -270,14 +279,14 @@ class _Observer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env=_environment(),
+                env=process.clean_environment(**_kept()),
                 cwd="/",
                 start_new_session=True,
             )
             undertaker.add(self._child.pid)
             assert self._child.stdin is not None  # noqa: S101 - asked for above
             os.set_blocking(self._child.stdin.fileno(), False)
-            self._write(_request(self._source, "bootc_on_event", {}))
+            self._write(_request(self._source, "bootc_on_event", {}, {}))
         self._write(json.dumps({"event": event.to_json()}, separators=(",", ":")).encode() + b"\n")
 
     def _write(self, data: bytes) -> None:

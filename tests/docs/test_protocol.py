@@ -79,7 +79,7 @@ def test_requests_are_of_its_form_and_arrive_whole(tmp_path):
     there = trio.run(image, tmp_path)
     arguments = {"context": context, "phase": Phase.STAGE, "image": there}
     packed = trio.run(messages.pack, arguments)
-    line = _request(PluginSource("p", "m", "d", "1", "/x"), "bootc_gate", packed)
+    line = _request(PluginSource("p", "m", "d", "1", "/x"), "bootc_gate", packed, {"A": "1"})
     assert line.count(b"\n") == 1
     valid(line)
     found = messages.unpack(json.loads(line)["arguments"])

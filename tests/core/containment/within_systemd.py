@@ -31,6 +31,14 @@ LOOK = """
         import os
         os.unlink(place + "/bootc-unit-test")
         return "not"
+    import os, subprocess
+    name = open("/proc/self/cgroup").read().rpartition("/")[2].strip()
+    done = subprocess.run(["systemctl", "show", name], capture_output=True, text=True)
+    shown = done.stdout
+    if "Environment=" not in shown:
+        return Deny(done.stderr)
+    if "secret" in shown or "secret" not in os.environ["HTTPS_PROXY"]:
+        return Deny("the proxy's password is seen, or missing")
     service = open("/proc/self/cgroup").read().rpartition("/")[2].rpartition("-")[0]
     return Deny(f"service {service}, /usr is {writes('/usr')}, /var/tmp is {writes('/var/tmp')}")
 """
@@ -73,6 +81,7 @@ def left() -> str:
 def main(place: Path) -> None:
     assert unit.available()
     KINDS["look"] = LOOK.strip()
+    os.environ["HTTPS_PROXY"] = "http://user:secret@proxy"
     print("look:", ask(plugin(place, "look", 60)).reason.replace("bad_look_closed", "look"))
     for kind, seconds in (("leaves a daemon", 60), ("hangs", 5)):
         try:
