@@ -20,7 +20,7 @@ sys.path.insert(0, str(PROJECT))
 
 from demo import debian  # noqa: E402 - the demonstration is no installed package
 
-PACKAGES = ["ostree", "python3", "python3-venv", "ca-certificates", "umoci", "systemd", "e2fsprogs"]
+PACKAGES = ["ostree", "python3", "python3-venv", "ca-certificates", "umoci", "systemd", "mount"]
 TESTS = ["tests/plugins/ostree", "tests/contract/test_ostree.py"]
 HANDED_ON = ("/etc/pip.conf", "/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt")
 
@@ -47,12 +47,12 @@ def root_of(suite: str, cache: Path) -> Path:
 
 
 def inside(root: Path, script: str, *arguments: str) -> int:
-    """A shell script in the chroot with /proc, /dev and /sys, which go with its mount namespace."""
+    """A shell script in the chroot with /proc, /dev and /sys, which go with its mount namespace; a mount itself, for unshare."""
     mounts = " && ".join(
         f"mount --rbind --make-rslave /{name} {root}/{name}" for name in ("proc", "dev", "sys")
     )
     command = ["unshare", "-m", "--propagation", "private", "sh", "-ec"]
-    line = f'{mounts} && exec chroot {root} sh -ec "$0" inside "$@"'
+    line = f'mount --bind {root} {root} && {mounts} && exec chroot {root} sh -ec "$0" inside "$@"'
     environment = {key: value for key, value in os.environ.items() if not key.startswith("BOOTC_")}
     environment["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"
     return subprocess.run(
@@ -63,8 +63,10 @@ def inside(root: Path, script: str, *arguments: str) -> int:
 def run(suite: str, cache: Path, arguments: list[str]) -> int:
     """The tests in a suite's chroot; pytest's exit status."""
     root = root_of(suite, cache)
-    source = root / "src"
-    shutil.rmtree(source, ignore_errors=True)
+    source = root / "tmp/src"  # in /tmp: a deployment has no other folder to see it in
+    for old in source.iterdir() if source.is_dir() else ():
+        if old.name != ".venv":
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=PROJECT, check=True, capture_output=True, text=True
     )
@@ -73,9 +75,9 @@ def run(suite: str, cache: Path, arguments: list[str]) -> int:
         shutil.copy2(PROJECT / name, source / name)
     status = inside(
         root,
-        "cd /src; ostree --version | sed -n 2p; [ -d /venv ] || python3 -m venv /venv;"
-        " /venv/bin/pip install -q -e .[dev]; /venv/bin/python --version;"
-        ' exec /venv/bin/python -m pytest -q -p no:cacheprovider "$@"',
+        "cd /tmp/src; ostree --version | sed -n 2p; [ -d .venv ] || python3 -m venv .venv;"
+        " .venv/bin/pip install -q -e .[dev]; .venv/bin/python --version;"
+        ' exec .venv/bin/python -m pytest -q -p no:cacheprovider "$@"',
         *arguments,
     )
     say(f"{suite}: exit status {status}")
