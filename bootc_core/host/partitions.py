@@ -143,6 +143,10 @@ def boot_directory(
     """
     if not uses_esp(root):
         plain = root / "boot" if mounts.at(table, "/boot") else sysroot / "boot"
+        if not (plain / "loader/entries").exists() and (sysroot / "boot/loader/entries").exists():
+            plain = (
+                sysroot / "boot"
+            )  # systemd may show the ESP at /boot, which is not where GRUB reads
         if (plain / "loader/entries").exists() or not sysroot.exists():
             return _prepared(plain, write=write)
         # No variables of firmware (or a loader that sets none): entries on an ESP count where there are no others.
