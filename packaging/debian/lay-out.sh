@@ -34,7 +34,7 @@ fi
 [ -L "$root/ostree" ] || ln -s sysroot/ostree "$root/ostree"
 link() { # link PATH TARGET: a directory becomes a link; what is in it in the image is lost
     if [ ! -L "$root/$1" ]; then
-        rm -rf "${root:?}/$1" 2>/dev/null || true
+        rm -rf "$root/${1:?}" 2>/dev/null || true
         [ -e "$root/$1" ] || ln -s "$2" "$root/$1"
     fi
 }
