@@ -25,7 +25,6 @@ from bootc_core.errors import BootcError, printable
 from bootc_core.fs import atomic
 from bootc_core.fs.trusted import check_owner
 from bootc_core.models.sysroot import Sysroot
-from bootc_core.process import run_blocking
 
 DIRECTORIES: Final = ("usr/lib/bootc/health.d", "etc/bootc/health.d")
 Kind = Literal["finalize", "boot", "health"]
@@ -186,6 +185,8 @@ def run_checks(root: Path = Path("/")) -> dict[str, Result]:
 
 
 def _run(path: Path, root: Path) -> Result:
+    from bootc_core.process import run_blocking  # here: `status` reads records only
+
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode) or not info.st_mode & 0o111:
