@@ -7,6 +7,7 @@
 #
 # Needs python3 (3.11 or newer) with venv in ROOT, and pip with network where this runs.
 set -euo pipefail
+trap 'echo "$0: line $LINENO failed: $BASH_COMMAND" >&2' ERR
 source=$(cd "$(dirname "$0")/.." && pwd)
 root=${1:?usage: install-program.sh ROOT [EXTRA]}
 extra=${2:-}

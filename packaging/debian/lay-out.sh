@@ -6,6 +6,7 @@
 #   /home /root /srv /mnt /opt /usr/local -> /var        what is in /var in an image is only for a host's first boot
 #   /usr/lib/sysimage/dpkg                               the package database belongs to the image
 set -euo pipefail
+trap 'echo "$0: line $LINENO failed: $BASH_COMMAND" >&2' ERR
 root=${1:-/}
 root=${root%/}
 here=$(cd "$(dirname "$0")" && pwd)
