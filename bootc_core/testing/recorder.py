@@ -29,7 +29,9 @@ from bootc_core.hooks.specs import Emit
 from bootc_core.models.boot import BootPlan
 from bootc_core.models.context import Context, Phase
 from bootc_core.models.events import Event
+from bootc_core.models.finding import Finding
 from bootc_core.models.image import FetchedImage, PolicyAnswer, StagedDeployment, VerifiedImage
+from bootc_core.models.install import BootTarget, CommandOffer
 from bootc_core.models.reference import ImageReference
 from bootc_core.models.sysroot import Sysroot
 from bootc_core.models.verdict import Verdict
@@ -114,6 +116,11 @@ class Recorder:
         return self._play("bootc_register_site_hooks") or ()
 
     @hookimpl
+    def bootc_register_commands(self) -> Sequence[CommandOffer]:
+        """Write it down; answer as prepared."""
+        return self._play("bootc_register_commands") or ()
+
+    @hookimpl
     async def bootc_resolve(self, context: Context, reference: ImageReference) -> str | None:
         """Write it down; answer as prepared."""
         answer: str | None = self._play("bootc_resolve", context=context, reference=reference)
@@ -150,6 +157,36 @@ class Recorder:
         """Write it down; answer as prepared."""
         answer: BootPlan | None = self._play(
             "bootc_finalize", context=context, sysroot=sysroot, staged=staged, emit=emit
+        )
+        return answer
+
+    @hookimpl
+    async def bootc_install_bootloader(
+        self, context: Context, sysroot: Sysroot, target: BootTarget
+    ) -> bool | None:
+        """Write it down; answer as prepared."""
+        answer: bool | None = self._play(
+            "bootc_install_bootloader", context=context, sysroot=sysroot, target=target
+        )
+        return answer
+
+    @hookimpl
+    async def bootc_repair(
+        self,
+        context: Context,
+        image: VerifiedImage,
+        sysroot: Sysroot,
+        findings: Sequence[Finding],
+        emit: Emit,
+    ) -> BootPlan | None:
+        """Write it down; answer as prepared."""
+        answer: BootPlan | None = self._play(
+            "bootc_repair",
+            context=context,
+            image=image,
+            sysroot=sysroot,
+            findings=findings,
+            emit=emit,
         )
         return answer
 

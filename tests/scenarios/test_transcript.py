@@ -137,6 +137,7 @@ def test_registration(stage):
         "register_bootloaders",
         "register_policies",
         "register_site_hooks",
+        "register_commands",
     ]
 
 
