@@ -341,7 +341,8 @@ def test_a_host_of_ours_goes_on_with_the_original(system):
     names = {str(path.relative_to(place)) for path in place.rglob("*")}
     dropped = {name for name in names if name.startswith(("var/", "boot/"))}
     wanted = {str(path.relative_to(merged)) for path in merged.rglob("*")}
-    assert names - dropped == wanted
+    kept = {name for name in wanted if name.startswith("var/")}  # from libostree 2024.3 on
+    assert names - dropped == wanted - kept
 
 
 def test_a_layer_is_known_in_another_compression(system):

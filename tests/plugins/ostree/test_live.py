@@ -8,6 +8,7 @@ service of ostree runs; boot is a chroot into the deployment that then comes fir
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,8 @@ class Live:
                 self.root, self.sysroot, self.place, PROJECT, *map(str, command),
             ],
             capture_output=True, text=True, check=False,
+            # newer libostree starts its unit by systemctl, which then does as in any chroot
+            env={**os.environ, "SYSTEMD_OFFLINE": "1"},
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stderr}\n{done.stdout}"
         return done.stdout
