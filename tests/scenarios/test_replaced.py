@@ -77,7 +77,7 @@ from bootc_core import hookimpl
 from bootc_core.testing import FakeBootloader
 
 BOOTC_API = 1
-it = FakeBootloader("systemd-boot")
+it = FakeBootloader("{name}")
 
 
 @hookimpl
@@ -88,6 +88,19 @@ def bootc_register_bootloaders():
 @hookimpl
 async def bootc_switch_boot(context, sysroot, plan):
     return await it.bootc_switch_boot(context, sysroot, plan)
+"""
+
+
+COMMANDS = """
+from bootc_core import hookimpl
+from bootc_core.models.install import CommandOffer
+
+BOOTC_API = 1
+
+
+@hookimpl
+def bootc_register_commands():
+    return [CommandOffer("install", "another way", lambda parser: None, lambda arguments, services: 0)]
 """
 
 
@@ -109,7 +122,9 @@ def replacement(name: str) -> str:
     return {
         "signing": POLICY,
         "hooks_dir": GATE,
-        "systemd_boot": BOOTLOADER,
+        "systemd_boot": BOOTLOADER.format(name="systemd-boot"),
+        "grub": BOOTLOADER.format(name="grub"),
+        "install": COMMANDS,
     }[name]
 
 
@@ -129,7 +144,7 @@ def host(tmp_path, monkeypatch, request):
         sources=sorted([*builtins(), third], key=lambda s: s.name),
         provide=loading.provider(),
     )
-    system.config = Config()
+    system.config = Config(bootloader="grub") if name == "grub" else Config()
     (system.sysroot.config_root / "etc/containers").mkdir(parents=True)
     (system.sysroot.config_root / "etc/containers/policy.json").write_text(
         '{"default": [{"type": "insecureAcceptAnything"}]}'
@@ -168,6 +183,8 @@ def test_it_is_replaced(host):
     assert system.versions() == ("2", "1")
     system.rollback()
     assert system.versions() == ("1", "2")
+    if name == "install":
+        assert system.plugins.commands["install"].plugin == "replaced_install"
     if name == "signing":
         assert system.status().booted.accepted == "replaced_signing: looked at in a child process"
         bad = make_image("bad")

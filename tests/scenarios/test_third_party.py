@@ -123,8 +123,9 @@ def test_it_is_listed_with_version_and_origin(tmp_path, environment):
     line = next(line for line in lines if line.startswith("example_window"))
     columns = re.split(r"\s{2,}", line)
     assert columns[:3] == ["example_window", "loaded", "1.2.3"]
-    assert columns[3].startswith("bootc_example_window in ")
-    assert columns[4] == "gate, on_event"
+    assert columns[3] == "1"  # the API
+    assert columns[4].startswith("bootc_example_window in ")
+    assert columns[5] == "gate, on_event"
     entry = next(
         one
         for one in json.loads(host.ok("plugins", "list", "--json"))
