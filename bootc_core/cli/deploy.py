@@ -332,7 +332,9 @@ def upgrade(arguments: argparse.Namespace) -> int:
     """``bootc upgrade``."""
     _upgrade_flags(arguments)
     _check_flags(arguments)
-    _, plugins, storage = common.existing(arguments, write=not getattr(arguments, "check", False))
+    _, plugins, storage = common.existing(
+        arguments, write=None if getattr(arguments, "check", False) else True
+    )
     if arguments.check:
         return run(lambda: _check(arguments, plugins, storage))
     if arguments.from_downloaded:
@@ -447,7 +449,7 @@ async def _check(arguments: argparse.Namespace, plugins: Plugins, storage: Stora
     _say(f"Update available for: {name}")
     note = storage.backend.offer.note_update
     if note is not None:
-        with contextlib.suppress(StorageError):  # who cannot write the host can check it
+        with contextlib.suppress(StorageError, OSError):  # who cannot write can check
             note(storage.sysroot, target.reference, image)
     _show_image(image)
     await _tell_acceptance(hooks, context, image)
@@ -467,7 +469,9 @@ async def _check(arguments: argparse.Namespace, plugins: Plugins, storage: Stora
 def rollback(arguments: argparse.Namespace) -> int:
     """``bootc rollback``."""
     _check_flags(arguments)
-    _, plugins, storage = common.existing(arguments, write=not getattr(arguments, "check", False))
+    _, plugins, storage = common.existing(
+        arguments, write=None if getattr(arguments, "check", False) else True
+    )
 
     async def work() -> Outcome:
         async with orchestrator.transaction(
