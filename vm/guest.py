@@ -153,7 +153,7 @@ class Guest:
         self._buffer = b""
         tag = f"{time.time_ns():x}"
         self._socket.sendall(
-            f"( {command} ) </dev/null 2>&1; rc=$?; echo; echo END-{tag}-$rc\n".encode()
+            f"echo BEGIN-{tag}; ( {command} ) </dev/null 2>&1; rc=$?; echo; echo END-{tag}-$rc\n".encode()
         )
         end = time.monotonic() + timeout_s * PATIENCE
         pattern = re.compile(rb"\n?END-" + tag.encode() + rb"-(\d+)\r?\n")
@@ -166,10 +166,16 @@ class Guest:
             if not data:
                 raise GuestError(f"the machine ended during {command!r}")
             self._buffer += data
-        output = self._buffer[: match.start()].decode(errors="replace").replace("\r\n", "\n")
+        # Firmware talks to this port, too: what came before the command's own output is not its
+        output = (
+            self._buffer[: match.start()]
+            .partition(f"BEGIN-{tag}".encode())[2]
+            .decode(errors="replace")
+            .replace("\r\n", "\n")
+        )
         if check and int(match[1]):
             raise GuestError(f"{command!r} failed ({int(match[1])}):\n{output}")
-        return output.rstrip("\n")
+        return output.strip("\n")
 
     def send(self, command: str) -> None:
         """Start a command in the guest's shell and do not wait for it."""
