@@ -143,6 +143,11 @@ def permit_plain(guest: Guest) -> None:
     guest.shell(f"mkdir -p {place}; printf '%s' '{text}' >{place}/vm.conf")
 
 
+def settle(guest: Guest) -> None:
+    """Wait until the boot has been judged: that run holds the sysroot's lock."""
+    guest.shell("systemctl is-system-running --wait", timeout_s=600, check=False)
+
+
 def version(entry: dict[str, Any] | None) -> str | None:
     """The version of a slot's image, or None."""
     return entry["image"]["version"] if entry and entry["image"] else None
@@ -159,6 +164,7 @@ def run(kind: Kind, layout: Path, qemu: str) -> None:
         port = int(registry.authority.rpartition(":")[2])
         with Guest(disk, qemu, forward={PORT: port}, log=place / "console.log") as guest:
             first = guest.wait_marker()
+            settle(guest)
             told.check("version that booted", first["version"], "1")
             host = status(guest)
             told.check("booted image", version(host["booted"]), "1")
@@ -180,6 +186,7 @@ def run(kind: Kind, layout: Path, qemu: str) -> None:
             told.check("still booted", version(host["booted"]), "1")
             guest.shell("echo late >/etc/vm-late")  # until the shutdown, edits count
             second = guest.reboot()
+            settle(guest)
             told.check("version after the reboot", second["version"], "2")
             told.check("another kernel", second["kernel"] != first["kernel"], True)
             told.check("/etc is kept", second["etc"], "kept")
@@ -200,6 +207,7 @@ def run(kind: Kind, layout: Path, qemu: str) -> None:
             told.check("image to go back to", version(host["rollback"]), "1")
             told.say(guest.shell("bootc rollback"))
             third = guest.reboot()
+            settle(guest)
             told.check("version after the rollback", third["version"], "1")
             told.check("its kernel", third["kernel"], first["kernel"])
             told.check("/var is still kept", third["var"], "kept")
