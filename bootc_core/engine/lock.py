@@ -12,7 +12,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -73,4 +73,8 @@ def exclusive(sysroot: Sysroot, operation: str) -> Iterator[None]:
             os.pwrite(descriptor, json.dumps(note).encode() + b"\n", 0)
         yield
     finally:
+        # Said, not left to the close: a child that a library forked shares the descriptor until it ends.
+        with suppress(OSError):
+            unlock = struct.pack("hhqqi", fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, unlock)
         os.close(descriptor)

@@ -119,7 +119,7 @@ def booted(directory: Path):
 def test_services_of_a_real_systemd(tmp_path):
     """An answer, a denied write, a daemon, a deadline and a killed bootc: each ends with its unit, and no unit is left."""
     with booted(tmp_path) as pid:
-        inside = ["nsenter", "--target", str(pid), "--all", "--"]
+        inside = ["nsenter", "--target", str(pid), "--all", "--root", "--wd", "--"]
         done = subprocess.run(
             [*inside, sys.executable, str(HERE / "within_systemd.py"), str(tmp_path)],
             capture_output=True,

@@ -55,3 +55,19 @@ def test_x10_a_replaced_lock_file_is_noticed_by_the_next(tmp_path):
         os.unlink(tmp_path / "bootc/lock")
         with exclusive(sysroot, "upgrade"):
             assert (tmp_path / "bootc/lock").exists()
+
+
+def test_a_child_that_a_library_forked_does_not_keep_it(tmp_path):
+    sysroot = Sysroot(tmp_path, tmp_path)
+    waits, goes = os.pipe()
+    with exclusive(sysroot, "switch"):
+        child = os.fork()
+        if child == 0:
+            os.close(goes)
+            os.read(waits, 1)
+            os._exit(0)
+    with exclusive(sysroot, "upgrade"):
+        pass
+    os.close(goes)
+    os.close(waits)
+    assert os.waitpid(child, 0)[1] == 0

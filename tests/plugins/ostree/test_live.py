@@ -39,7 +39,9 @@ mount --bind "$sysroot/boot" boot
 mount --bind "$work/run" run
 mount -t proc proc proc; mount --rbind /dev dev; mount --rbind /sys sys
 mount -t tmpfs tmpfs tmp
+chattr -i . 2>/dev/null || :
 mkdir -p "./$project" "./$work"
+chattr +i . 2>/dev/null || :
 mount --bind "$project" "./$project"; mount --bind "$work" "./$work"
 exec chroot . "$@"
 """
