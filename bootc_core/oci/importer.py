@@ -47,7 +47,7 @@ from bootc_core.models.events import BlobCompleted, BlobProgressed, Event
 from bootc_core.models.image import BlobSource, FetchedImage, FileSource, HttpSource, PipeSource
 from bootc_core.models.oci import Descriptor
 from bootc_core.net import budget
-from bootc_core.oci import chunked, medium
+from bootc_core.oci import chunked
 from bootc_core.oci.ranges import RANGES
 from bootc_core.oci.worker import SPOOL, tls_files
 
@@ -167,13 +167,9 @@ async def import_layers(
                 chunked.positions(job.descriptor.annotations, job.descriptor.size) for job in queue
             ):
                 run.seeds = _Seeds(stack, staging, pass_directories, queue)
-            async with trio.open_nursery() as beside:
-                if queue:
-                    beside.start_soon(medium.write_back, staging)
-                async with trio.open_nursery() as nursery:
-                    for _ in range(count):
-                        nursery.start_soon(run.serve, queue, directories)
-                beside.cancel_scope.cancel()
+            async with trio.open_nursery() as nursery:
+                for _ in range(count):
+                    nursery.start_soon(run.serve, queue, directories)
     except BaseExceptionGroup as group:
         raise _foremost(group) from None
     return {diff_id: run.results[diff_id] for diff_id in unique}

@@ -1,4 +1,4 @@
-"""Staged layers and the medium: written back early, and compared with what the medium gives back."""
+"""Staged layers compared with what the medium gives back."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import trio
 
 from bootc_core import limits, process
 from bootc_core.errors import StorageError
-from bootc_core.fs import atomic, readback
+from bootc_core.fs import readback
 
-_WRITE_BACK_S: Final = 1.0  # between two rounds
 _SHARE_BYTES: Final = 64 * limits.MIB  # less is not worth a process
 
 
@@ -28,18 +27,6 @@ class Written:
     notes: Path
     crc: int
     size: int
-
-
-async def write_back(path: Path) -> None:
-    """Keep what waits to be written on the file system of ``path`` short, until cancelled: the final sync has less to wait for.
-
-    Raises:
-        StorageError: the medium fails; the kernel reports that once, so it counts.
-    """
-    while True:
-        await trio.sleep(_WRITE_BACK_S)
-        # A sync of a slow disk must not hold up who interrupts the run; it ends by itself.
-        await trio.to_thread.run_sync(atomic.flush, path, abandon_on_cancel=True)
 
 
 async def read_back(layers: Sequence[Written], digest_bytes: int) -> None:
